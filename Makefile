@@ -1,0 +1,99 @@
+# Every command of the project. Each target sets up .venv first if that was not done yet.
+
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+
+# The tools' telemetry is off unless the user asks for it.
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= 1
+export MLFLOW_DISABLE_TELEMETRY ?= true
+# Threads that spin while they wait make a step many times slower as soon as another process wants
+# one of the cores.
+export OMP_WAIT_POLICY ?= passive
+
+# The name holds what was installed: a changed lock makes .venv again, a touched one does not. It is
+# written last, so that an interrupted install does not count.
+lock_digest := $(firstword $(shell cksum <requirements.lock))
+python_version := $(shell { $(PY) -V || $(PYTHON) -V; } 2>/dev/null | cut -d. -f1,2 | tr -d ' ')
+PACKAGES := .venv/.packages-$(lock_digest)-$(python_version)
+READY := .venv/.ready
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
+
+.PHONY: setup
+setup: $(READY) ## Make .venv from requirements.lock; the other targets do so by themselves
+
+.PHONY: train
+train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE NUM_SAMPLES
+	@$(PY) -m flows.train_gan \
+	    $(if $(RECIPE),--recipe '$(RECIPE)') \
+	    $(if $(EPOCHS),--epochs '$(EPOCHS)') \
+	    $(if $(BATCH_SIZE),--batch-size '$(BATCH_SIZE)') \
+	    $(if $(LEARNING_RATE),--learning-rate '$(LEARNING_RATE)') \
+	    $(if $(SEED),--seed '$(SEED)') \
+	    $(if $(DEVICE),--device '$(DEVICE)') \
+	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)')
+
+.PHONY: ui
+ui: $(READY) ## Open MLflow's UI on the local store, at http://127.0.0.1:5000 or the port in MLFLOW_PORT
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow ui --workers 1
+
+.PHONY: test
+test: $(READY) ## Run all tests that this machine can; what is skipped is listed with the reason
+	$(PY) -m pytest
+
+.PHONY: check
+check: $(READY) ## Lint, and check the format and the types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+.PHONY: format
+format: $(READY) ## Format the code and mend what the linter can
+	$(PY) -m ruff check --fix-only
+	$(PY) -m ruff format
+
+.PHONY: lock
+lock: $(READY) ## Bring requirements.lock in line with pyproject.toml; UPGRADE=1 takes newer versions
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate \
+	    --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) \
+	    --output-file requirements.lock pyproject.toml
+
+.PHONY: system-packages
+system-packages: ## Install what some tests use beside Python (Debian, as root): git, Chromium, PostgreSQL
+	@dpkg -s git chromium postgresql >/dev/null 2>&1 || { $(call apt_install,git chromium postgresql); }
+
+.PHONY: clean
+clean: ## Remove .venv and the tools' caches; data, runs and the MLflow store stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): $(PACKAGES) pyproject.toml
+	@$(PIP) install -qq --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(PACKAGES):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    $(call fail,Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo missing). \
+	    To use another add PYTHON=... to the command)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(call apt_install,python3-venv); }
+	@echo 'Installing requirements.lock into .venv, once: a few minutes and 7 GB.'
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) install -qq -r requirements.lock
+	@touch $@
+
+fail = { echo "error: $(strip $(1))" >&2; exit 1; }
+
+apt = DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
+define apt_install
+if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    echo 'Installing $(1) with apt-get.'; \
+    $(apt) update && $(apt) install --no-install-recommends $(1) >/dev/null; \
+else \
+    $(call fail,$(1) must be installed first; on Debian or Ubuntu: sudo apt-get install $(1)); \
+fi
+endef

@@ -1,0 +1,1 @@
+"""Steps of the pipeline, with all their side effects."""

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def mnist_dir(pytestconfig: pytest.Config) -> Path:
+    """The folder of the four real IDX files, downloaded once into the project's data folder."""
+    from tasks.data import fetch_mnist
+    from tasks.mnist_sources import default_sources
+    from tasks.settings import load_settings
+
+    settings = load_settings()
+    folder = pytestconfig.rootpath / settings.data_dir
+    return fetch_mnist(folder, default_sources(settings.data_mirrors)).folder
