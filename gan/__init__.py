@@ -13,7 +13,7 @@ It needs torch and nothing running. The judge and its scores are in `gan.evaluat
 from gan.bundle import BundleError, load_bundle, save_bundle
 from gan.config import ConfigError, ConvConfig, MlpConfig, TrainConfig
 from gan.data import DataError, Mnist, Split, load_mnist
-from gan.recipes import RECIPES, quick, vanilla
+from gan.recipes import RECIPES, configure, quick, vanilla
 from gan.sampling import SamplingError, draw, draw_sheet, tile
 from gan.training import Progress, TrainState, choose_device, train
 
@@ -31,6 +31,7 @@ __all__ = [
     "TrainConfig",
     "TrainState",
     "choose_device",
+    "configure",
     "draw",
     "draw_sheet",
     "load_bundle",

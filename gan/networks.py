@@ -1,0 +1,137 @@
+"""The two pairs of networks: generators draw images, discriminators score them.
+
+Images are float [n, 1, 28, 28] in [-1, 1]; noise is float [n, latent_dim]; digits are
+int64 [n], or None for the unconditional pair. Scores are logits [n]: above 0 means "real".
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan.config import ConvConfig, MlpConfig
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose masks come from a given generator (Srivastava et al. 2014).
+
+    torch's own layer draws from the global state, which anything else may move; and it draws a
+    float a unit, where sixteen bits do: `p` is rounded to a multiple of 1/65536.
+    """
+
+    def __init__(self, p: float, rng: torch.Generator) -> None:
+        super().__init__()
+        self.threshold = min(round(p * 65536), 65535)
+        self.rng = rng
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero a random share of `x` and scale the rest; in evaluation, return it as it is."""
+        if not self.training or self.threshold == 0:
+            return x
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+        words.random_(-(2**63), None, generator=self.rng)
+        draws = words.view(torch.int16)[: x.numel()].view_as(x)
+        keep = draws >= self.threshold - 32768
+        return x * keep * (65536 / (65536 - self.threshold))
+
+
+class MlpGenerator(nn.Module):
+    """100-256-512-1024-784 with LeakyReLU 0.2 and Tanh (Mosquera, "GANs from scratch", 2018)."""
+
+    def __init__(self, config: MlpConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.Sequential(
+            nn.Linear(config.latent_dim, 256), nn.LeakyReLU(0.2),
+            nn.Linear(256, 512), nn.LeakyReLU(0.2),
+            nn.Linear(512, 1024), nn.LeakyReLU(0.2),
+            nn.Linear(1024, 28 * 28), nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, noise: Tensor, digits: Tensor | None = None) -> Tensor:
+        """Draw an image for each row of noise."""
+        images: Tensor = self.layers(noise)
+        return images.view(-1, 1, 28, 28)
+
+
+class MlpDiscriminator(nn.Module):
+    """784-1024-512-256-1 with LeakyReLU 0.2 and Dropout (Mosquera 2018), without the sigmoid."""
+
+    def __init__(self, config: MlpConfig, rng: torch.Generator) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(28 * 28, 1024), nn.LeakyReLU(0.2), Dropout(config.dropout, rng),
+            nn.Linear(1024, 512), nn.LeakyReLU(0.2), Dropout(config.dropout, rng),
+            nn.Linear(512, 256), nn.LeakyReLU(0.2), Dropout(config.dropout, rng),
+            nn.Linear(256, 1),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor, digits: Tensor | None = None) -> Tensor:
+        """Score each image."""
+        logits: Tensor = self.layers(images.flatten(1))
+        return logits.squeeze(1)
+
+
+class ConvGenerator(nn.Module):
+    """Noise and digit -> 7x7 -> 14x14 -> 28x28, after DCGAN (Radford et al. 2015)."""
+
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__()
+        w = config.width
+        self.config = config
+        self.project = nn.Linear(config.latent_dim + config.num_classes, 4 * w * 7 * 7, bias=False)
+        self.layers = nn.Sequential(
+            nn.Unflatten(1, (4 * w, 7, 7)), nn.BatchNorm2d(4 * w), nn.ReLU(),
+            nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(2 * w), nn.ReLU(),
+            nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(w), nn.ReLU(),
+            nn.Conv2d(w, 1, 3, padding=1), nn.Tanh(),
+        )  # fmt: skip
+
+    def forward(self, noise: Tensor, digits: Tensor | None = None) -> Tensor:
+        """Draw the asked digit for each row of noise."""
+        assert digits is not None
+        one_hot = F.one_hot(digits, self.config.num_classes).to(noise.dtype)
+        images: Tensor = self.layers(self.project(torch.cat([noise, one_hot], dim=1)))
+        return images
+
+
+class ConvDiscriminator(nn.Module):
+    """Three convolutions, unnormalised, and a projection of the digit (Miyato and Koyama 2018)."""
+
+    def __init__(self, config: ConvConfig) -> None:
+        super().__init__()
+        w = config.width
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 2 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * w, 8 * w, 3, padding=1), nn.LeakyReLU(0.2),
+            nn.Flatten(), nn.Linear(8 * w * 7 * 7, 4 * w), nn.LeakyReLU(0.2),
+        )  # fmt: skip
+        self.score = nn.Linear(4 * w, 1)
+        self.digit = nn.Embedding(config.num_classes, 4 * w)
+
+    def forward(self, images: Tensor, digits: Tensor | None = None) -> Tensor:
+        """Score each image as a drawing of its digit."""
+        assert digits is not None
+        features = self.features(images)
+        logits: Tensor = self.score(features).squeeze(1) + (self.digit(digits) * features).sum(1)
+        return logits
+
+
+Generator = MlpGenerator | ConvGenerator
+Discriminator = MlpDiscriminator | ConvDiscriminator
+
+
+def build_generator(config: MlpConfig | ConvConfig) -> Generator:
+    """Make the config's generator, its weights drawn from torch's global state."""
+    return MlpGenerator(config) if isinstance(config, MlpConfig) else ConvGenerator(config)
+
+
+def build_discriminator(config: MlpConfig | ConvConfig, rng: torch.Generator) -> Discriminator:
+    """Make the config's discriminator; `rng` draws its dropout masks."""
+    if isinstance(config, MlpConfig):
+        return MlpDiscriminator(config, rng)
+    return ConvDiscriminator(config)

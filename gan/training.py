@@ -1,0 +1,246 @@
+"""The training loop. Read `train` from top to bottom: that is the method."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gan.config import ConfigError, TrainConfig
+from gan.data import Split
+from gan.errors import UserError
+from gan.losses import discriminator_loss, generator_loss, squared_gradients
+from gan.networks import Discriminator, Generator, build_discriminator, build_generator
+
+
+class DivergenceError(UserError):
+    """A training that has gone wrong for good; a smaller learning rate may mend it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a training stands. Losses and scores are means over the epoch so far."""
+
+    epoch: int
+    """The epoch under way or, if `epoch_done`, just finished; the first is 1."""
+    epoch_done: bool
+    step: int
+    """Steps taken since the start of the training."""
+    num_steps: int
+    """Steps that the whole training takes."""
+    d_loss: float
+    """The discriminator's loss (the sum of its two terms), without the penalty."""
+    g_loss: float
+    d_real: float
+    """D(x): the mean probability that the discriminator gives real images."""
+    d_fake: float
+    """D(G(z)): the same for fakes, in the discriminator's own step."""
+    images_per_s: float
+    """Real images a second since the last report."""
+    seconds_left: float
+
+
+class TrainState:
+    """Everything that changes while training.
+
+    The same config on the same kind of device gives the same state: all randomness comes from
+    `rng`, and initial weights are drawn on the CPU.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        self.step = 0
+        self.rng = torch.Generator(device).manual_seed(config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
+            self.generator = build_generator(config.networks).to(device)
+            self.discriminator = build_discriminator(config.networks, self.rng).to(device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.g_optimizer = _adam(self.generator, config, device)
+        self.d_optimizer = _adam(self.discriminator, config, device)
+
+    @property
+    def sampler(self) -> Generator:
+        """The generator to draw with: the average of its weights if one is kept."""
+        return self.average if self.config.ema_halflife_images > 0 else self.generator
+
+
+def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Iterator[Progress]:
+    """Train on `data`, which lies on the state's device, and report on the way.
+
+    Yields every `report_every_s` seconds and at the end of every epoch; only then does the host
+    wait for the device. What the caller does between two reports changes nothing in the training.
+
+    Raises:
+        ConfigError: the batch is larger than the data, or the state was trained already.
+        DivergenceError: at a report, a loss is infinite or no number.
+    """
+    config, device, rng = state.config, state.device, state.rng
+    generator, discriminator = state.generator.train(), state.discriminator.train()
+    size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
+    if size > len(data):
+        raise ConfigError(
+            f"batch_size must be at most the {len(data)} images there are, not {size}"
+        )
+    if state.step:
+        raise ConfigError("this state was trained already: a training starts from a new one")
+    steps_per_epoch = len(data) // size
+    num_steps = config.epochs * steps_per_epoch
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
+    clock = _Clock(state, num_steps, report_every_s)
+
+    for epoch in range(1, config.epochs + 1):
+        order = torch.randperm(len(data), generator=rng, device=device)
+        totals = torch.zeros(4, device=device)
+
+        for count, index in enumerate(order.split(size)[:steps_per_epoch], start=1):
+            lr = learning_rate(config, state.step / num_steps)
+            real = data.images[index].unsqueeze(1).float() / 127.5 - 1
+            digits = data.labels[index]
+
+            # The discriminator's step: reals up, fakes down.
+            with autocast, torch.no_grad():
+                fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
+            penalise = config.penalised and state.step % config.penalty_interval == 0
+            both = torch.cat([real, fake.float()]).requires_grad_(penalise)
+            with autocast:
+                logits = discriminator(both, digits.repeat(2)).float()
+            real_logits, fake_logits = logits.chunk(2)
+            d_loss = discriminator_loss(config.loss, real_logits, fake_logits)
+            penalty = torch.zeros_like(d_loss)
+            if penalise:
+                r1, r2 = squared_gradients(logits, both).view(2, size).mean(1)
+                penalty = (
+                    config.penalty_interval * (config.r1_gamma * r1 + config.r2_gamma * r2) / 2
+                )
+            take_step(state.d_optimizer, d_loss + penalty, lr)
+
+            # The generator's step: its fakes up, past a discriminator that holds still.
+            discriminator.requires_grad_(False)
+            with autocast:
+                fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
+                again = discriminator(fake, digits).float()
+                rival = None
+                if config.loss == "relativistic":
+                    rival = discriminator(real, digits).float()
+            g_loss = generator_loss(config.loss, rival, again)
+            take_step(state.g_optimizer, g_loss, lr)
+            discriminator.requires_grad_(True)
+
+            update_average(state)
+            state.step += 1
+
+            # Upkeep.
+            probabilities = torch.sigmoid(logits).detach().view(2, size).mean(1)
+            totals += torch.cat([torch.stack([d_loss, g_loss]).detach(), probabilities])
+            if count == steps_per_epoch or clock.due():
+                yield clock.report(epoch, count == steps_per_epoch, totals / count)
+
+
+def _adam(
+    network: Generator | Discriminator, config: TrainConfig, device: torch.device
+) -> torch.optim.Adam:
+    return torch.optim.Adam(
+        network.parameters(),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=device.type in ("cpu", "cuda"),
+    )
+
+
+def learning_rate(config: TrainConfig, done: float) -> float:
+    """Adam's step size when the share `done` (0 to 1) of the steps is taken."""
+    if config.cooldown == 0:
+        return config.learning_rate
+    return config.learning_rate * min(1.0, (1 - done) / config.cooldown)
+
+
+def take_step(optimizer: torch.optim.Optimizer, objective: Tensor, lr: float) -> None:
+    """Descend the objective's gradient once."""
+    optimizer.zero_grad(set_to_none=True)
+    objective.backward()
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.step()
+
+
+@torch.no_grad()
+def update_average(state: TrainState) -> None:
+    """Move the averaged generator towards the current one, batch-norm statistics included."""
+    halflife = state.config.ema_halflife_images
+    if halflife == 0:
+        return
+    weight = 1 - 0.5 ** (state.config.batch_size / halflife)
+    for kept, now in (
+        (state.average.parameters(), state.generator.parameters()),
+        (state.average.buffers(), state.generator.buffers()),
+    ):
+        pairs = [(k, n) for k, n in zip(kept, now, strict=True) if k.is_floating_point()]
+        if pairs:
+            torch._foreach_lerp_([k for k, _ in pairs], [n for _, n in pairs], weight)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` (CUDA, then MPS, then CPU) or a device by name.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    present = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(kind for kind, there in present.items() if there))
+    if not present.get(name, False):
+        there = ", ".join(kind for kind, there in present.items() if there)
+        raise ConfigError(f"device {name} is not on this machine; it has: {there}")
+    return torch.device(name)
+
+
+def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
+    """Whether this training multiplies in bfloat16 on this device."""
+    if config.precision == "float32":
+        return False
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    features = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+class _Clock:
+    """Says when a report is due, how fast it goes and how long it will take."""
+
+    def __init__(self, state: TrainState, num_steps: int, report_every_s: float) -> None:
+        self.state, self.num_steps, self.report_every_s = state, num_steps, report_every_s
+        self.start = self.last = (time.perf_counter(), state.step)
+
+    def due(self) -> bool:
+        return time.perf_counter() - self.last[0] >= self.report_every_s
+
+    def report(self, epoch: int, epoch_done: bool, means: Tensor) -> Progress:
+        d_loss, g_loss, d_real, d_fake = means.tolist()  # waits for the device
+        if not math.isfinite(d_loss + g_loss):
+            raise DivergenceError(f"the losses are no numbers any more in epoch {epoch}")
+        now, step = time.perf_counter(), self.state.step
+        rate = (step - self.last[1]) / (now - self.last[0])
+        overall = (step - self.start[1]) / (now - self.start[0])
+        self.last = (now, step)
+        return Progress(
+            epoch=epoch,
+            epoch_done=epoch_done,
+            step=step,
+            num_steps=self.num_steps,
+            d_loss=d_loss,
+            g_loss=g_loss,
+            d_real=d_real,
+            d_fake=d_fake,
+            images_per_s=rate * self.state.config.batch_size,
+            seconds_left=(self.num_steps - step) / overall,
+        )
