@@ -1,0 +1,58 @@
+"""A flow as a command: one option a parameter, checked by the flow's own types."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+import sys
+from typing import Any
+
+from prefect import Flow
+from prefect.exceptions import ParameterTypeError
+
+from gan.errors import UserError
+
+
+def run(flow: Flow[..., Any]) -> None:
+    """Run the flow with the options given; what the user can mend ends it with one sentence."""
+    _quieten_user_errors()
+    try:
+        flow(**flow.validate_parameters(_parse(flow)))
+    except ParameterTypeError as error:
+        faults = str(error).splitlines()[1:]
+        sys.exit("error: " + "; ".join(fault.strip(" -") for fault in faults))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def _parse(flow: Flow[..., Any]) -> dict[str, str | None]:
+    """The options given, as text; an empty one is None, as in Prefect's form."""
+    module = inspect.getmodule(flow.fn)
+    name = module.__spec__.name if module and module.__spec__ else flow.fn.__module__
+    what = (flow.description or "").partition("\n\n")[0]
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=what, allow_abbrev=False)
+    for parameter, schema in flow.parameters.properties.items():
+        default = schema.get("default")
+        parser.add_argument(
+            f"--{parameter.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            metavar=parameter.upper(),
+            help=schema["description"] + ("" if default is None else f" (default: {default})"),
+        )
+    return {option: value or None for option, value in vars(parser.parse_args()).items()}
+
+
+def _quieten_user_errors() -> None:
+    """Prefect logs every exception with its traceback; here one sentence is enough."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], UserError):
+            record.exc_info = record.exc_text = None
+        return True
+
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(shorten)
+    logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)

@@ -1,0 +1,103 @@
+"""What a run ends with: its scores beside their floors, for the terminal and for Prefect's page."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import mlflow
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from gan.config import TrainConfig
+from gan.evaluation.scores import Scores, explain, load_floors
+from tasks.registry import RegisteredVersion
+from tasks.tracking import describe
+from tasks.training import TrainedGenerator
+
+
+@task(name="report", cache_policy=NO_CACHE)
+def report(
+    config: TrainConfig,
+    trained: TrainedGenerator,
+    scores: Scores,
+    version: RegisteredVersion,
+    mlflow_run_id: str,
+    folder: Path,
+) -> None:
+    """Print the summary, and leave it as an artifact of the flow run."""
+    title = f"{describe(config)}: {version.name} version {version.version} (@{version.alias})"
+    print(summary(title, trained, scores, version, mlflow_run_id, folder))  # noqa: T201
+    last_sheet = max((folder / "samples").glob("*.png"))
+    create_markdown_artifact(
+        markdown=page(title, scores, mlflow_run_id, last_sheet),
+        key="generator",
+        description=title,
+    )
+
+
+def summary(
+    title: str,
+    trained: TrainedGenerator,
+    scores: Scores,
+    version: RegisteredVersion,
+    mlflow_run_id: str,
+    folder: Path,
+) -> str:
+    """The run in plain text: scores beside floors, where things are, what to type next."""
+    rows = "\n".join(
+        f"  {name:<28}{drawn:>9.4f}{real:>9}  {meaning}"
+        for name, drawn, real, meaning in score_rows(scores)
+    )
+    return f"""
+{title}
+
+  {f"{scores.num_samples:,} images, {scores.judge}":<28}{"drawn":>9}{"real":>9}
+{rows}
+
+  trained    in {trained.seconds:,.0f} s, {trained.images_per_s:,.0f} images/s
+  pictures   {folder}: samples/, progress.gif, losses.png
+  bundle     {trained.bundle}
+  MLflow     run {mlflow_run_id} in {mlflow.get_tracking_uri()}
+
+Next:
+  make ui                                   compare runs and versions in the browser
+  mlflow.pyfunc.load_model("models:/{version.name}@{version.alias}")
+"""
+
+
+def page(title: str, scores: Scores, mlflow_run_id: str, sheet: Path) -> str:
+    """The run as markdown, with the last sample sheet inside."""
+    picture = base64.b64encode(sheet.read_bytes()).decode()
+    rows = "\n".join(
+        f"| {name} | {drawn:.4f} | {real} | {meaning} |"
+        for name, drawn, real, meaning in score_rows(scores)
+    )
+    return f"""# {title}
+
+![a hundred drawn digits](data:image/png;base64,{picture})
+
+{scores.num_samples:,} drawn images against the real test images, judged by {scores.judge}.
+"real" is what real training images score in the place of drawn ones.
+
+| score | drawn | real | |
+| --- | --- | --- | --- |
+{rows}
+
+MLflow run `{mlflow_run_id}`
+"""
+
+
+def score_rows(scores: Scores) -> list[tuple[str, float, str, str]]:
+    """Name, score, floor and meaning, in order; floors hold for as many images alone.
+
+    The shares of the ten digits are left to MLflow.
+    """
+    floor = load_floors()
+    floors = floor.metrics() if floor.num_samples == scores.num_samples else {}
+    return [
+        (name, value, f"{floors[name]:.4f}" if name in floors else "", explain(name).meaning)
+        for name, value in scores.metrics().items()
+        if not name.startswith("digit_share")
+    ]

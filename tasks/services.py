@@ -1,0 +1,55 @@
+"""The servers that a run needs, asked before it spends hours on what it could not keep."""
+
+import os
+from collections.abc import Mapping
+
+import httpx
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from gan.errors import UserError
+
+TIMEOUT_S = 5.0
+
+
+class ServiceError(UserError):
+    """A server that the run needs does not answer."""
+
+
+@task(name="check services", retries=2, retry_delay_seconds=3, cache_policy=NO_CACHE)
+def check_services() -> None:
+    """See that every server named in the environment answers; nothing to see where none is.
+
+    Raises:
+        ServiceError: one does not; says which, where, and why.
+    """
+    for name, url in find_services(os.environ).items():
+        check(name, url)
+
+
+def find_services(environ: Mapping[str, str]) -> dict[str, str]:
+    """The addresses of the servers that these variables name."""
+    services = {}
+    tracking = environ.get("MLFLOW_TRACKING_URI", "")
+    if tracking.startswith(("http://", "https://")):
+        services["MLflow"] = f"{tracking.rstrip('/')}/health"
+    if store := environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"):
+        services["S3"] = store
+    return services
+
+
+def check(name: str, url: str) -> None:
+    """Ask one server; any answer but a server's own error will do, for S3 refuses strangers.
+
+    Raises:
+        ServiceError: no answer, or the answer is that it is not well.
+    """
+    try:
+        address = httpx.URL(url).copy_with(userinfo=b"")  # a password is not for the log
+        response = httpx.get(url, timeout=TIMEOUT_S)
+    except httpx.InvalidURL:
+        raise ServiceError(f"{name} is set to an address that is none") from None
+    except httpx.TransportError as error:
+        raise ServiceError(f"{name} does not answer at {address}: {error}") from None
+    if response.is_server_error:
+        raise ServiceError(f"{name} at {address} answers with {response.status_code}")

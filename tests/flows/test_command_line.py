@@ -1,0 +1,82 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flows import command_line
+from flows.train_gan import train_gan
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str:
+    """What the command says when it is refused; nothing may be left behind by it."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["train_gan", *options])
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(train_gan)
+    assert not list(folder.iterdir())
+    assert isinstance(stopped.value.code, str), "an exit status of 1, with a sentence"
+    return stopped.value.code
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--epochs", "0"), "epochs: Input should be greater than or equal to 1"),
+        (("--epochs", "many"), "epochs: Input should be a valid integer"),
+        (("--recipe", "nope"), "recipe: Input should be 'quick' or 'vanilla'"),
+        (("--batch-size", "60001"), "batch_size: Input should be less than or equal to 60000"),
+        (("--batch-size", "1"), "batch_size: Input should be greater than or equal to 2"),
+        (("--learning-rate", "nan"), "learning_rate: Input should be"),
+        (("--learning-rate", "-1"), "learning_rate: Input should be greater than 0"),
+        (("--seed", "-1"), "seed: Input should be greater than or equal to 0"),
+        (("--device", "tpu"), "device: Input should be 'auto', 'cuda', 'mps' or 'cpu'"),
+        (("--num-samples", "10"), "num_samples: Input should be greater than or equal to 100"),
+    ],
+)
+def test_nonsense_is_refused_with_a_sentence(
+    options: tuple[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = refusal(monkeypatch, tmp_path, *options)
+    assert said.startswith(f"error: {sentence}")
+    assert "\n" not in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = refusal(monkeypatch, tmp_path, "--device", "cuda")
+    assert "device cuda is not on this machine; it has: cpu" in said
+
+
+def test_several_faults_are_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = refusal(monkeypatch, tmp_path, "--epochs", "0", "--seed", "x")
+    assert "epochs: " in said
+    assert "seed: " in said
+
+
+def test_unknown_option_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_gan", "--epoch", "3"])
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(train_gan)
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --epoch 3" in capsys.readouterr().err
+
+
+def test_help_describes_every_parameter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_gan", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        command_line.run(train_gan)
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: python -m flows.train_gan")
+    for name, schema in train_gan.parameters.properties.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert " ".join(schema["description"].split()) in text

@@ -1,0 +1,134 @@
+"""The whole flow, end to end, on real MNIST with a tiny budget, against a real MLflow on SQLite."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+from PIL import Image
+
+from gan.bundle import bundle_digest, load_bundle
+from gan.sampling import draw
+from tests.flows.conftest import TINY, Command
+
+NAME = "mnist-gan-generator"
+
+
+@dataclass(frozen=True)
+class Finished:
+    folder: Path
+    output: str
+    client: MlflowClient
+
+    def version(self, alias: str) -> ModelVersion:
+        found = self.client.get_model_version_by_alias(NAME, alias)
+        return self.client.get_model_version(NAME, found.version)
+
+    def run(self, alias: str) -> Run:
+        return self.client.get_run(self.version(alias).run_id)
+
+
+@pytest.fixture(scope="module")
+def finished(train_gan: Command, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("pipeline")
+    done = train_gan(folder, *TINY, "--seed", "7")
+    assert done.returncode == 0, done.stderr
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return Finished(folder, done.stdout, client)
+
+
+@pytest.mark.slow
+def test_first_version_is_champion_and_says_what_it_is(finished: Finished) -> None:
+    version = finished.version("champion")
+    assert version.version == "1"
+    tags = version.tags
+    assert tags["recipe"] == "vanilla"
+    assert tags["judge"] == "mnist-judge-1"
+    assert tags["dataset_digest"].startswith("sha256:")
+    assert tags["num_samples"] == "200"
+    assert float(tags["frechet_distance"]) > 0
+    assert tags["git_commit"]
+    (run_folder,) = (finished.folder / "runs").glob("*-*")
+    assert tags["prefect_flow_run_id"] == run_folder.name
+    assert tags["bundle"] == bundle_digest(run_folder / "bundle")
+
+
+@pytest.mark.slow
+def test_mlflow_run_holds_parameters_curves_scores_and_pictures(finished: Finished) -> None:
+    run = finished.run("champion")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "vanilla, 2 epochs, seed 7"
+    parameters = run.data.params
+    assert parameters["architecture"] == "mlp"
+    assert parameters["epochs"] == "2"
+    assert parameters["batch_size"] == "1000"
+    assert parameters["learning_rate"] == "0.0002"
+    assert parameters["latent_dim"] == "100"
+    for name in ("d_loss", "g_loss", "d_real", "d_fake", "images_per_s"):
+        history = finished.client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in history] == [1, 2]
+    for name in ("frechet_distance", "kid_x1000", "precision", "recall", "density", "coverage"):
+        assert name in run.data.metrics
+    assert "digit_as_asked" not in run.data.metrics, "vanilla is never asked for a digit"
+    artifacts = {file.path for file in finished.client.list_artifacts(run.info.run_id)}
+    assert {"history.csv", "losses.png", "progress.gif", "scores.json", "images"} <= artifacts
+    images = finished.client.list_artifacts(run.info.run_id, "images")
+    assert {"step+1+", "step+2+"} <= {f"step+{i.path.split('%')[-3]}+" for i in images} or images
+
+
+@pytest.mark.slow
+def test_run_folder_holds_pictures_of_every_kind(finished: Finished) -> None:
+    (folder,) = (finished.folder / "runs").glob("*-*")
+    sheet = np.asarray(Image.open(folder / "samples" / "epoch-0002.png"))
+    assert sheet.shape == (302, 302)
+    assert sheet.std() > 10
+    with Image.open(folder / "progress.gif") as animation:
+        assert animation.n_frames == 2
+    assert len(pd.read_csv(folder / "history.csv")) == 2
+    assert json.loads((folder / "scores.json").read_text())["num_samples"] == 200
+
+
+@pytest.mark.slow
+def test_summary_names_scores_floors_pictures_version_and_the_next_step(finished: Finished) -> None:
+    for words in ("frechet_distance", "progress.gif", f"{NAME} version 1", "@champion", "make ui"):
+        assert words in finished.output
+
+
+@pytest.mark.slow
+def test_fresh_process_pulls_the_champion_and_draws_the_same(finished: Finished) -> None:
+    script = (
+        "import mlflow, pandas as pd, numpy as np;"
+        f"model = mlflow.pyfunc.load_model('models:/{NAME}@champion');"
+        "images = model.predict(pd.DataFrame({'digit': [-1]}), params={'num': 16, 'seed': 1});"
+        "np.save('drawn.npy', images)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=finished.folder,
+        check=True,
+        env={"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PATH": ""},
+        timeout=120,
+    )
+    (folder,) = (finished.folder / "runs").glob("*-*")
+    expected = draw(load_bundle(folder / "bundle"), [-1], num=16, seed=1)
+    np.testing.assert_array_equal(np.load(finished.folder / "drawn.npy"), expected)
+
+
+@pytest.mark.slow
+def test_second_run_is_challenger_and_fetches_nothing(
+    train_gan: Command, finished: Finished
+) -> None:
+    # A mirror that does not exist would be named in the log if anything were downloaded.
+    done = train_gan(finished.folder, *TINY, "--seed", "", MNIST_GAN_DATA_MIRRORS="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert "/nowhere" not in done.stderr
+    assert finished.version("challenger").version == "2"
+    assert finished.version("champion").version == "1"
+    assert finished.run("challenger").data.params["seed"] != "7"

@@ -1,0 +1,62 @@
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from gan.data import DATASET_DIGEST
+from gan.recipes import RECIPES, quick, vanilla
+from tasks.data import DatasetRef
+from tasks.tracking import describe, flat_parameters, git_commit, tracked_run
+
+DATASET = DatasetRef(folder=Path("raw"), digest=DATASET_DIGEST, sources=())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+def test_run_ends_as_finished_with_what_it_stands_on(tmp_path: Path) -> None:
+    with tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id:
+        pass
+    run = mlflow.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["loss"] == quick().loss
+    assert run.data.params["width"] == str(quick().networks.width)
+    assert run.data.tags["dataset_digest"] == DATASET_DIGEST
+    assert run.data.tags["judge"] == "mnist-judge-1"
+    assert {"torch", "python", "device", "git_commit"} <= run.data.tags.keys()
+
+
+def test_exception_ends_the_run_as_failed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id:
+        raise ZeroDivisionError
+    assert mlflow.get_run(run_id).info.status == "FAILED"
+    assert mlflow.active_run() is None
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values())
+def test_every_field_is_a_parameter_of_its_own(recipe: object) -> None:
+    config = recipe()  # type: ignore[operator]
+    parameters = flat_parameters(config)
+    assert all(isinstance(value, str | int | float) for value in parameters.values())
+    assert parameters["latent_dim"] == config.networks.latent_dim
+    assert parameters["epochs"] == config.epochs
+    assert "networks" not in parameters
+
+
+def test_name_says_what_is_done() -> None:
+    assert describe(replace(vanilla(), epochs=1, seed=3)) == "vanilla, 1 epoch, seed 3"
+    assert describe(replace(quick(), epochs=12)) == "quick, 12 epochs, seed 0"
+
+
+def test_commit_outside_a_checkout_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    assert git_commit() == "unknown"
