@@ -1,0 +1,1 @@
+"""How good are the drawings? A pinned judge, the metrics, and every score beside its floor."""
