@@ -1,4 +1,4 @@
-"""Showing how a training goes: a live bar in a terminal, a line now and then in a log."""
+"""Showing how a training goes: in the terminal or the log, and on the flow run's page."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import cast
+from uuid import UUID
 
 from prefect import get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from gan.training import Progress
 
-LINE_EVERY_S = 10.0
+NOTE_EVERY_S = 10.0
+"""How often the log gets a line and the flow run's page a new percentage."""
 
 
 @contextmanager
 def live_progress(epochs: int) -> Iterator[Callable[[Progress], None]]:
-    """Gives a function that shows each report of the training."""
+    """Gives a function that shows each report of the training: a live bar in a terminal."""
+    note = _notes()
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines()
+        yield note
         return
     text = TextColumn("{task.fields[text]}")
     with Bar(TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), text, console=console) as bar:
@@ -31,22 +36,28 @@ def live_progress(epochs: int) -> Iterator[Callable[[Progress], None]]:
         def show(progress: Progress) -> None:
             done = progress.step / progress.num_steps * epochs
             bar.update(shown, completed=done, text=describe(progress))
+            note(progress, quiet=True)
 
         yield show
 
 
-def _lines() -> Callable[[Progress], None]:
+def _notes() -> Callable[..., None]:
+    """Gives a function that now and then writes a line and moves the page's percentage."""
     logger = get_run_logger()
+    artifact = cast(UUID, create_progress_artifact(progress=0.0, key="training"))
     last = float("-inf")
 
-    def show(progress: Progress) -> None:
+    def note(progress: Progress, *, quiet: bool = False) -> None:
         nonlocal last
         finished = progress.step == progress.num_steps
-        if finished or time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
+        if not finished and time.monotonic() - last < NOTE_EVERY_S:
+            return
+        last = time.monotonic()
+        update_progress_artifact(artifact, progress=100 * progress.step / progress.num_steps)
+        if not quiet:
             logger.info("epoch %d: %s", progress.epoch, describe(progress))
 
-    return show
+    return note
 
 
 def describe(progress: Progress) -> str:

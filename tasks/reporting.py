@@ -6,13 +6,14 @@ import base64
 from pathlib import Path
 
 import mlflow
+from mlflow import MlflowClient
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from gan.config import TrainConfig
 from gan.evaluation.scores import Scores, explain, load_floors
-from tasks.registry import RegisteredVersion
+from tasks.registry import MODEL_NAME, RegisteredVersion
 from tasks.tracking import describe
 from tasks.training import TrainedGenerator
 
@@ -30,8 +31,10 @@ def report(
     title = f"{describe(config)}: {version.name} version {version.version} (@{version.alias})"
     print(summary(title, trained, scores, version, mlflow_run_id, folder))  # noqa: T201
     last_sheet = max((folder / "samples").glob("*.png"))
+    champion = champion_scores(MlflowClient(), scores)
+    links = mlflow_links(MlflowClient(), mlflow_run_id, version)
     create_markdown_artifact(
-        markdown=page(title, scores, mlflow_run_id, last_sheet),
+        markdown=page(title, scores, champion, links, last_sheet),
         key="generator",
         description=title,
     )
@@ -67,26 +70,49 @@ Next:
 """
 
 
-def page(title: str, scores: Scores, mlflow_run_id: str, sheet: Path) -> str:
+def page(title: str, scores: Scores, champion: dict[str, str], links: str, sheet: Path) -> str:
     """The run as markdown, with the last sample sheet inside."""
     picture = base64.b64encode(sheet.read_bytes()).decode()
     rows = "\n".join(
-        f"| {name} | {drawn:.4f} | {real} | {meaning} |"
+        f"| {name} | {drawn:.4f} | {champion.get(name, '')} | {real} | {meaning} |"
         for name, drawn, real, meaning in score_rows(scores)
     )
     return f"""# {title}
 
 ![a hundred drawn digits](data:image/png;base64,{picture})
 
+{links}
+
 {scores.num_samples:,} drawn images against the real test images, judged by {scores.judge}.
-"real" is what real training images score in the place of drawn ones.
+"champion": what the champion scored when it was registered. "real": what real training images
+score in the place of drawn ones.
 
-| score | drawn | real | |
-| --- | --- | --- | --- |
+| score | drawn | champion | real | |
+| --- | --- | --- | --- | --- |
 {rows}
-
-MLflow run `{mlflow_run_id}`
 """
+
+
+def champion_scores(client: MlflowClient, scores: Scores) -> dict[str, str]:
+    """The champion's scores as its tags say them; nothing where they do not compare."""
+    aliased = client.get_model_version_by_alias(MODEL_NAME, "champion")
+    tags: dict[str, str] = client.get_model_version(MODEL_NAME, aliased.version).tags
+    same = (tags.get("judge"), tags.get("num_samples")) == (scores.judge, str(scores.num_samples))
+    return tags if same else {}
+
+
+def mlflow_links(client: MlflowClient, mlflow_run_id: str, version: RegisteredVersion) -> str:
+    """Where to see the run and the version: links where a server shows them."""
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith(("http://", "https://")):
+        return f"MLflow run `{mlflow_run_id}` in `{uri}`: `make ui` shows it."
+    experiment = client.get_run(mlflow_run_id).info.experiment_id
+    base = f"{uri.rstrip('/')}/#"
+    return (
+        f"[MLflow run]({base}/experiments/{experiment}/runs/{mlflow_run_id}), "
+        f"[version {version.version}]({base}/models/{version.name}/versions/{version.version}) "
+        f"of the model"
+    )
 
 
 def score_rows(scores: Scores) -> list[tuple[str, float, str, str]]:

@@ -1,0 +1,67 @@
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+from gan.evaluation.scores import load_floors
+from tasks.registry import RegisteredVersion
+from tasks.reporting import page, score_rows, summary
+from tasks.training import TrainedGenerator
+
+VERSION = RegisteredVersion(name="mnist-gan-generator", version=3, alias="challenger")
+
+
+def test_floor_is_shown_beside_every_score_of_as_many_images() -> None:
+    floors = load_floors()
+    scores = replace(floors, frechet_distance=12.5)
+    rows = {name: (drawn, real) for name, drawn, real, _ in score_rows(scores)}
+    assert rows["frechet_distance"] == (12.5, f"{floors.frechet_distance:.4f}")
+    assert all(real for _, real in rows.values())
+    assert all(meaning for *_, meaning in score_rows(scores))
+
+
+def test_no_floor_is_shown_beside_scores_of_fewer_images() -> None:
+    assert all(not real for _, _, real, _ in score_rows(replace(load_floors(), num_samples=500)))
+
+
+def test_digit_as_asked_is_left_out_where_nothing_was_asked() -> None:
+    names = [name for name, *_ in score_rows(replace(load_floors(), digit_as_asked=None))]
+    assert "digit_as_asked" not in names
+
+
+def test_summary_says_what_came_out_and_what_to_type_next(tmp_path: Path) -> None:
+    trained = TrainedGenerator(
+        bundle=tmp_path / "bundle", digest="0" * 64, seconds=61.5, images_per_s=2000.4
+    )
+    text = summary("quick, 5 epochs", trained, load_floors(), VERSION, "abc", tmp_path)
+    for words in (
+        "quick, 5 epochs",
+        "frechet_distance",
+        "10,000 images, mnist-judge-1",
+        "in 62 s, 2,000 images/s",
+        f"run abc in {mlflow.get_tracking_uri()}",
+        "make ui",
+        "models:/mnist-gan-generator@challenger",
+    ):
+        assert words in text
+
+
+def test_page_holds_the_sheet_the_champion_and_the_links(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((302, 302), np.uint8)).save(tmp_path / "sheet.png")
+    champion = {"frechet_distance": "0.4321", "recipe": "quick"}
+    text = page("quick", load_floors(), champion, "[run](x)", tmp_path / "sheet.png")
+    assert "data:image/png;base64," in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| frechet_distance |")]
+    assert f"| 0.4321 | {load_floors().frechet_distance:.4f} |" in row
+    assert "[run](x)" in text
+    assert text.count("\n") < 40, "a page, not a flood"
+
+
+@pytest.mark.parametrize("alias", ["champion", "challenger"])
+def test_next_line_names_the_alias_given(alias: str, tmp_path: Path) -> None:
+    trained = TrainedGenerator(bundle=tmp_path, digest="0" * 64, seconds=1, images_per_s=1)
+    version = replace(VERSION, alias=alias)
+    assert f"@{alias}" in summary("t", trained, load_floors(), version, "abc", tmp_path)
