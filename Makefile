@@ -9,6 +9,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
+# Without git on the machine, MLflow's library for it would print a page of warnings a run.
+export GIT_PYTHON_REFRESH ?= quiet
 # Threads that spin while they wait make a step many times slower as soon as another process wants
 # one of the cores.
 export OMP_WAIT_POLICY ?= passive

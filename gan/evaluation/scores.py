@@ -100,8 +100,10 @@ METRICS: Mapping[str, Metric] = {
 
 def explain(name: str) -> Metric:
     """What a metric of `Scores.metrics()` tells, such as `two_sample_10k` or `digit_share_3`."""
-    family = next(key for key in ("two_sample", "digit_share", name) if name.startswith(key))
-    return METRICS[family]
+    for family in ("two_sample", "digit_share"):
+        if name.startswith(family):
+            return METRICS[family]
+    return METRICS[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,8 +205,7 @@ def evaluate(
         raise EvaluationError(
             f"num_samples must be {NUM_NEIGHBOURS + 1} to {len(data.train)}, not {num_samples}"
         )
-    if num_samples < protocol.num_images:
-        protocol = protocol.with_images(num_samples)
+    protocol = protocol.with_images(num_samples)
     judge = load_judge(device)
     reference = load_reference(judge, data, cache)
 
