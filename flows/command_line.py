@@ -21,7 +21,8 @@ def run(flow: Flow[..., Any]) -> None:
         flow(**flow.validate_parameters(_parse(flow)))
     except ParameterTypeError as error:
         faults = str(error).splitlines()[1:]
-        sys.exit("error: " + "; ".join(fault.strip(" -") for fault in faults))
+        said = (fault.strip(" -").replace("Value error, ", "") for fault in faults)
+        sys.exit("error: " + "; ".join(said))
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -47,7 +47,7 @@ def test_device_that_is_not_there_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said = refusal(monkeypatch, tmp_path, "--device", "cuda")
-    assert "device cuda is not on this machine; it has: cpu" in said
+    assert said == "error: device: device cuda is not on this machine; it has: cpu"
 
 
 def test_several_faults_are_said_in_one_line(

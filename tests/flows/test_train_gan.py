@@ -47,7 +47,7 @@ def finished(train_gan: Command, tmp_path_factory: pytest.TempPathFactory) -> Fi
 @pytest.mark.slow
 def test_first_version_is_champion_and_says_what_it_is(finished: Finished) -> None:
     version = finished.version("champion")
-    assert version.version == "1"
+    assert str(version.version) == "1"
     tags = version.tags
     assert tags["recipe"] == "vanilla"
     assert tags["judge"] == "mnist-judge-1"
@@ -133,6 +133,6 @@ def test_second_run_is_challenger_and_fetches_nothing(
     done = train_gan(finished.folder, *TINY, "--seed", "", MNIST_GAN_DATA_MIRRORS="/nowhere")
     assert done.returncode == 0, done.stderr
     assert "/nowhere" not in done.stderr
-    assert finished.version("challenger").version == "2"
-    assert finished.version("champion").version == "1"
+    assert str(finished.version("challenger").version) == "2"
+    assert str(finished.version("champion").version) == "1"
     assert finished.run("challenger").data.params["seed"] != "7"
