@@ -26,7 +26,7 @@ def quick() -> TrainConfig:
     return TrainConfig(
         recipe="quick",
         networks=ConvConfig(),
-        loss="relativistic",
+        loss="logistic",
         epochs=10,
         batch_size=64,
         learning_rate=5e-4,
@@ -34,7 +34,6 @@ def quick() -> TrainConfig:
         beta2=0.99,
         cooldown=0.5,
         r1_gamma=0.1,
-        r2_gamma=0.1,
         penalty_interval=4,
         ema_halflife_images=22_000,
         precision="mixed",

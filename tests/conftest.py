@@ -1,6 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
+
+# Servers and several processes at once are what tests are about. Two threads of one training that
+# wait for each other on a busy machine of two cores make a step ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
