@@ -4,6 +4,7 @@ from uuid import UUID
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
@@ -24,7 +25,7 @@ from tasks.data import download_mnist
 from tasks.evaluation import evaluate_generator
 from tasks.registry import RegisteredVersion, register_generator
 from tasks.reporting import report
-from tasks.schedule import reason_to_drop
+from tasks.schedule import gpu_limits, reason_to_drop
 from tasks.services import check_services
 from tasks.settings import load_settings
 from tasks.tracking import describe, tracked_run
@@ -82,7 +83,10 @@ def train_gan(
 
     check_services()
     dataset = download_mnist(settings.data_dir, settings.data_mirrors)
-    with tracked_run(config, dataset, place, settings.runs_dir) as run_id:
+    with (
+        concurrency(gpu_limits(), occupy=1),
+        tracked_run(config, dataset, place, settings.runs_dir) as run_id,
+    ):
         trained = train_generator(config, dataset, place, run_id, folder)
         scores = evaluate_generator(
             trained.bundle, dataset, place, run_id, folder, num_samples=num_samples

@@ -1,8 +1,18 @@
-"""Schedules: a start that comes far too late is dropped, not made up for."""
+"""When to train: not far too late, and not while another training has the GPU."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
+
+GPU = "gpu"
+"""Name of the global concurrency limit of which a training takes a slot."""
+
+
+def gpu_limits() -> list[str]:
+    """The limits that a training waits for: none on Prefect's own temporary server, which nobody
+    else uses."""
+    return [GPU] if PREFECT_API_URL.value() else []
 
 
 def reason_to_drop(max_delay_hours: float | None) -> str | None:
@@ -17,10 +27,10 @@ def reason_to_drop(max_delay_hours: float | None) -> str | None:
     if max_delay_hours is None or flow_run.get_run_count() > 1:
         return None
     scheduled = flow_run.get_scheduled_start_time()
-    delay = datetime.now(UTC) - scheduled
-    if delay <= timedelta(hours=max_delay_hours):
+    delay_hours = (datetime.now(UTC) - scheduled).total_seconds() / 3600
+    if delay_hours <= max_delay_hours:
         return None
     return (
         f"Dropped: it was to start at {scheduled:%Y-%m-%d %H:%M} UTC, which is "
-        f"{delay / timedelta(hours=1):.1f} hours ago; allowed are {max_delay_hours:g}."
+        f"{delay_hours:.1f} hours ago; allowed are {max_delay_hours:g}."
     )

@@ -1,0 +1,216 @@
+"""The deployments of prefect.yaml on the real stack: listed, scheduled, run, refused, cancelled."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.schedules import CronSchedule
+from prefect.states import Scheduled
+
+from deployments.stack import ROOT
+from tests.deployments.conftest import TINY
+from tests.deployments.local_stack import LocalStack, wait_for
+
+pytestmark = pytest.mark.slow
+
+ENDLESS = TINY | {"epochs": 100_000, "seed": None}
+
+
+def test_deployments_carry_over_to_another_machine(stack: LocalStack) -> None:
+    listed = stack.command("prefect", "deployment", "ls").stdout
+    for name in ("train-gan/default", "train-gan/weekly", "evaluate-generator/default"):
+        assert name in listed
+    for each in stack.prefect.read_deployments():
+        assert each.work_pool_name == "gpu"
+        assert each.description
+        assert each.tags
+        assert each.enforce_parameter_schema
+        # Neither the path of this machine nor that of the worker is stored on the server.
+        assert str(ROOT) not in json.dumps(each.pull_steps)
+        assert re.fullmatch(r"flows\.\w+\.\w+", each.entrypoint or "")
+
+
+@pytest.mark.parametrize("name", ["default", "weekly"])
+def test_training_runs_one_at_a_time(stack: LocalStack, name: str) -> None:
+    limit = stack.deployment(name).global_concurrency_limit
+    assert limit is not None
+    assert limit.limit == 1
+    assert stack.prefect.read_global_concurrency_limit_by_name("gpu").limit == 1
+
+
+def test_server_lists_the_weekly_runs_to_come(stack: LocalStack) -> None:
+    runs = wait_for(
+        lambda: stack.runs_of("weekly", "Scheduled") or None, seconds=60, what="scheduled runs"
+    )
+    for run in runs:
+        assert run.auto_scheduled
+        assert run.parameters["seed"] is None
+        start = run.expected_start_time
+        assert start is not None
+        assert (start.isoweekday(), start.hour, start.minute) == (7, 3, 0)
+        assert start > datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "complaint"),
+    [("epochs=0", "less than the minimum of 1"), ("recipe=best-ever", "'best-ever' is not")],
+)
+def test_wrong_parameter_is_refused_before_a_run_exists(
+    stack: LocalStack, parameter: str, complaint: str
+) -> None:
+    before = len(stack.runs_of("default"))
+    done = stack.command("prefect", "deployment", "run", "train-gan/default", "-p", parameter)
+    assert done.returncode != 0
+    assert complaint in " ".join(done.stdout.split())
+    assert len(stack.runs_of("default")) == before
+
+
+@pytest.fixture(scope="session")
+def doomed(stack: LocalStack) -> dict[str, FlowRun]:
+    """Two runs that must not train: one without its store, one that is hours late."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
+    prefect = stack.prefect
+    return {
+        "no store": prefect.create_flow_run_from_deployment(
+            stack.deployment("default").id,
+            parameters=TINY,
+            job_variables={"env": {"AWS_ENDPOINT_URL_S3": nobody}},
+        ),
+        "late": prefect.create_flow_run_from_deployment(
+            stack.deployment("weekly").id,
+            parameters=TINY,
+            state=Scheduled(scheduled_time=datetime.now(UTC) - timedelta(days=3)),
+        ),
+    }
+
+
+def test_unreachable_store_ends_the_run_before_any_training(
+    stack: LocalStack, doomed: dict[str, FlowRun]
+) -> None:
+    run = doomed["no store"]
+    state = stack.final_state(run.id)
+    address = run.job_variables["env"]["AWS_ENDPOINT_URL_S3"] if run.job_variables else ""
+    assert state.is_failed()
+    assert f"S3 does not answer at {address}" in (state.message or "")
+    assert stack.prefect.read_flow_run(run.id).total_run_time < timedelta(minutes=1)
+    assert stack.tracked(run.id) == []
+
+
+def test_start_that_is_days_late_is_dropped_with_a_reason(
+    stack: LocalStack, doomed: dict[str, FlowRun]
+) -> None:
+    state = stack.final_state(doomed["late"].id)
+    assert state.is_cancelled()
+    assert "72.0 hours ago" in (state.message or "")
+    assert stack.tracked(doomed["late"].id) == []
+
+
+@pytest.fixture(scope="session")
+def minute_ahead(stack: LocalStack, doomed: dict[str, FlowRun]) -> Iterator[datetime]:
+    """A second schedule of the weekly deployment: a minute ahead, a training without an end."""
+    for run in doomed.values():
+        stack.final_state(run.id)
+    start = (datetime.now(UTC) + timedelta(seconds=75)).replace(second=0, microsecond=0)
+    weekly = stack.deployment("weekly").id
+    schedule = DeploymentScheduleCreate(
+        schedule=CronSchedule(cron=f"{start.minute} {start.hour} * * *", timezone="UTC"),
+        parameters=ENDLESS,
+    )
+    (created,) = stack.prefect.create_deployment_schedules(weekly, [schedule])
+    yield start
+    stack.prefect.delete_deployment_schedule(weekly, created.id)
+
+
+@pytest.mark.usefixtures("minute_ahead")
+def test_run_completes_and_is_named_after_what_it_does(trained: FlowRun) -> None:
+    assert trained.state is not None
+    assert trained.state.is_completed()
+    assert trained.name == "vanilla, 1 epoch, seed 7"
+
+
+def test_prefect_and_mlflow_point_at_each_other(stack: LocalStack, trained: FlowRun) -> None:
+    (run,) = stack.tracked(trained.id)
+    assert run.info.status == "FINISHED"
+    page = f"{stack.user['PREFECT_API_URL'].removesuffix('/api')}/runs/flow-run/{trained.id}"
+    assert run.data.tags["prefect_flow_run_url"] == page
+    (artifact,) = [
+        artifact
+        for artifact in stack.prefect.request("POST", "/artifacts/filter", json={}).json()
+        if artifact["flow_run_id"] == str(trained.id) and artifact["type"] == "markdown"
+    ]
+    assert run.info.run_id in artifact["data"]
+    assert "data:image/png;base64," in artifact["data"]
+
+
+def test_version_is_registered_and_its_files_lie_in_s3(stack: LocalStack, trained: FlowRun) -> None:
+    (run,) = stack.tracked(trained.id)
+    (version,) = stack.mlflow.search_model_versions(f"run_id = '{run.info.run_id}'")
+    assert version.name == "mnist-gan-generator"
+    assert version.tags["prefect_flow_run_id"] == str(trained.id)
+    objects = stack.s3_objects()
+    weights = [key for key in objects if key.endswith("generator.safetensors")]
+    assert len(weights) == 1
+    assert objects[weights[0]] > 100_000
+    assert {key.split("/")[0] for key in objects} == {"mlflow"}
+
+
+def test_registered_version_is_scored_again_alike(stack: LocalStack, trained: FlowRun) -> None:
+    given = ("-p", "version=1", "-p", f"num_samples={TINY['num_samples']}")
+    done = stack.command(
+        "prefect", "deployment", "run", "evaluate-generator/default", *given, "--watch"
+    )
+    assert done.returncode == 0, done.stdout + stack.output
+    found = re.search(r"UUID: (\S+)", done.stdout)
+    assert found
+    (run,) = stack.tracked(UUID(found[1]))
+    assert run.data.tags["model_version"] == "1"
+    version = stack.mlflow.get_model_version("mnist-gan-generator", "1")
+    distance = float(version.tags["frechet_distance"])
+    assert run.data.metrics["frechet_distance"] == pytest.approx(distance, rel=1e-3)
+
+
+def test_champion_is_not_promoted_to_champion(stack: LocalStack, trained: FlowRun) -> None:
+    done = stack.command(
+        "prefect", "deployment", "run", "promote-generator/default", "-p", "version=1", "--watch"
+    )
+    assert done.returncode == 0, done.stdout + stack.output
+    version = stack.mlflow.get_model_version_by_alias("mnist-gan-generator", "champion")
+    assert version.version == "1"
+
+
+@pytest.fixture(scope="session")
+def cron_run(stack: LocalStack, minute_ahead: datetime, trained: FlowRun) -> FlowRun:
+    """The run that the schedule started by itself; it trains by now."""
+
+    def training() -> FlowRun | None:
+        for run in stack.runs_of("weekly", "Running"):
+            if run.expected_start_time == minute_ahead and "train" in stack.tasks_of(run.id):
+                return run
+        return None
+
+    return wait_for(training, seconds=180, what="the run a minute ahead")
+
+
+def test_cron_starts_by_itself_with_a_fresh_seed(cron_run: FlowRun) -> None:
+    assert cron_run.auto_scheduled
+    assert cron_run.name == f"vanilla, 100000 epochs, seed {cron_run.id.int % 2**31}"
+
+
+def test_cancelled_run_is_over_in_both_systems(stack: LocalStack, cron_run: FlowRun) -> None:
+    (run,) = stack.tracked(cron_run.id)
+    assert run.info.status == "RUNNING"
+    done = stack.command("prefect", "flow-run", "cancel", str(cron_run.id))
+    assert done.returncode == 0, done.stdout
+    assert stack.final_state(cron_run.id).is_cancelled()
+    (run,) = stack.tracked(cron_run.id)
+    assert run.info.status == "KILLED"
+    assert stack.prefect.read_global_concurrency_limit_by_name("gpu").active_slots == 0
+    flows = [p for p in stack.processes() if "prefect.engine" in p.cmdline()]
+    assert flows == []

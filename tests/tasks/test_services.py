@@ -1,0 +1,81 @@
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+
+from tasks import services
+from tasks.services import ServiceError, check, find_services
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A server on loopback that answers everything with one status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_nothing_running_means_nothing_to_check() -> None:
+    assert find_services({}) == {}
+    assert find_services({"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}) == {}
+
+
+def test_servers_are_found_by_the_tools_own_variables() -> None:
+    found = find_services(
+        {
+            "MLFLOW_TRACKING_URI": "http://tracking:5000/",
+            "AWS_ENDPOINT_URL": "http://other",
+            "AWS_ENDPOINT_URL_S3": "http://store:8333",
+        }
+    )
+    assert found == {"MLflow": "http://tracking:5000/health", "S3": "http://store:8333"}
+
+
+@pytest.mark.parametrize("status", [200, 403, 404])
+def test_server_that_answers_will_do(status: int) -> None:
+    with answering(status) as url:
+        check("S3", url)
+
+
+def test_server_in_trouble_is_named() -> None:
+    with answering(503) as url, pytest.raises(ServiceError, match=f"MLflow at {url}.* 503"):
+        check("MLflow", f"{url}/health")
+
+
+def test_server_that_is_not_there_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(ServiceError, match=f"S3 does not answer at {url}"):
+        check("S3", url)
+
+
+def test_server_that_accepts_and_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ServiceError, match="timed out"):
+            check("MLflow", url)
+
+
+@pytest.mark.parametrize("url", ["http://user:secret@127.0.0.1:1", "http://user:secret@[::"])
+def test_password_in_an_address_is_not_shown(url: str) -> None:
+    with pytest.raises(ServiceError) as refused:
+        check("MLflow", url)
+    assert "secret" not in str(refused.value)
+    assert "secret" not in repr(refused.value.__cause__)
