@@ -44,6 +44,10 @@ train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_
 ui: $(READY) ## Open MLflow's UI on the local store, at http://127.0.0.1:5000 or the port in MLFLOW_PORT
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow ui --workers 1
 
+.PHONY: stack
+stack: $(READY) ## Run Prefect, MLflow, an S3 store and a worker on this machine, until Ctrl-C
+	@$(PY) -m deployments.stack
+
 .PHONY: test
 test: $(READY) ## Run all tests that this machine can; what is skipped is listed with the reason
 	$(PY) -m pytest
