@@ -28,7 +28,7 @@ from tasks.reporting import report
 from tasks.schedule import gpu_limits, reason_to_drop
 from tasks.services import check_services
 from tasks.settings import load_settings
-from tasks.tracking import describe, tracked_run
+from tasks.tracking import describe, end_tracking, tracked_run
 from tasks.training import train_generator
 
 
@@ -44,7 +44,12 @@ def choose_seed(seed: int | None) -> int:
     return UUID(flow_run.get_id()).int % 2**31 if seed is None else seed
 
 
-@flow(name="train-gan", flow_run_name=name_run)
+@flow(
+    name="train-gan",
+    flow_run_name=name_run,
+    on_cancellation=[end_tracking],
+    on_crashed=[end_tracking],
+)
 def train_gan(
     recipe: RecipeName = "quick",
     epochs: Epochs | None = None,

@@ -3,9 +3,7 @@
 import json
 import re
 import socket
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import pytest
 from prefect.client.schemas.actions import DeploymentScheduleCreate
@@ -113,7 +111,7 @@ def test_start_that_is_days_late_is_dropped_with_a_reason(
 
 
 @pytest.fixture(scope="session")
-def minute_ahead(stack: LocalStack, doomed: dict[str, FlowRun]) -> Iterator[datetime]:
+def minute_ahead(stack: LocalStack, doomed: dict[str, FlowRun]) -> datetime:
     """A second schedule of the weekly deployment: a minute ahead, a training without an end."""
     for run in doomed.values():
         stack.final_state(run.id)
@@ -123,9 +121,8 @@ def minute_ahead(stack: LocalStack, doomed: dict[str, FlowRun]) -> Iterator[date
         schedule=CronSchedule(cron=f"{start.minute} {start.hour} * * *", timezone="UTC"),
         parameters=ENDLESS,
     )
-    (created,) = stack.prefect.create_deployment_schedules(weekly, [schedule])
-    yield start
-    stack.prefect.delete_deployment_schedule(weekly, created.id)
+    stack.prefect.create_deployment_schedules(weekly, [schedule])
+    return start
 
 
 @pytest.mark.usefixtures("minute_ahead")
@@ -161,26 +158,37 @@ def test_version_is_registered_and_its_files_lie_in_s3(stack: LocalStack, traine
     assert {key.split("/")[0] for key in objects} == {"mlflow"}
 
 
-def test_registered_version_is_scored_again_alike(stack: LocalStack, trained: FlowRun) -> None:
-    given = ("-p", "version=1", "-p", f"num_samples={TINY['num_samples']}")
-    done = stack.command(
-        "prefect", "deployment", "run", "evaluate-generator/default", *given, "--watch"
-    )
-    assert done.returncode == 0, done.stdout + stack.output
-    found = re.search(r"UUID: (\S+)", done.stdout)
-    assert found
-    (run,) = stack.tracked(UUID(found[1]))
+@pytest.fixture(scope="session")
+def judged(stack: LocalStack, trained: FlowRun) -> dict[str, FlowRun]:
+    """Version 1 scored again, and put up for promotion though it is champion."""
+    parameters = {"version": 1, "num_samples": TINY["num_samples"]}
+    runs = {}
+    for flow in ("evaluate-generator", "promote-generator"):
+        deployment = stack.prefect.read_deployment_by_name(f"{flow}/default")
+        runs[flow] = stack.prefect.create_flow_run_from_deployment(
+            deployment.id, parameters=parameters
+        )
+    return runs
+
+
+def test_registered_version_is_scored_again_alike(
+    stack: LocalStack, judged: dict[str, FlowRun]
+) -> None:
+    run_id = judged["evaluate-generator"].id
+    assert stack.final_state(run_id).is_completed()
+    (run,) = stack.tracked(run_id)
     assert run.data.tags["model_version"] == "1"
     version = stack.mlflow.get_model_version("mnist-gan-generator", "1")
     distance = float(version.tags["frechet_distance"])
     assert run.data.metrics["frechet_distance"] == pytest.approx(distance, rel=1e-3)
 
 
-def test_champion_is_not_promoted_to_champion(stack: LocalStack, trained: FlowRun) -> None:
-    done = stack.command(
-        "prefect", "deployment", "run", "promote-generator/default", "-p", "version=1", "--watch"
-    )
-    assert done.returncode == 0, done.stdout + stack.output
+def test_champion_is_not_promoted_to_champion(
+    stack: LocalStack, judged: dict[str, FlowRun]
+) -> None:
+    run_id = judged["promote-generator"].id
+    assert stack.final_state(run_id).is_completed()
+    assert stack.tracked(run_id) == [], "nothing needs to be scored for that"
     version = stack.mlflow.get_model_version_by_alias("mnist-gan-generator", "champion")
     assert version.version == "1"
 

@@ -68,6 +68,9 @@ def keep(page: Page, folder: Path | None, name: str) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         page.wait_for_timeout(2000)
+        for close in page.locator("[data-component-id='mlflow.assistant.chat_panel.close']").all():
+            close.click()
+        page.wait_for_timeout(1000)
         picture = Image.open(io.BytesIO(page.screenshot()))
         picture.convert("RGB").quantize(64).save(folder / f"{name}.png", optimize=True)
 

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from prefect import runtime
 
 from gan.data import DATASET_DIGEST
 from gan.recipes import RECIPES, quick, vanilla
 from tasks.data import DatasetRef
-from tasks.tracking import describe, flat_parameters, git_commit, tracked_run
+from tasks.tracking import describe, find_run, flat_parameters, git_commit, tracked_run
 
 DATASET = DatasetRef(folder=Path("raw"), digest=DATASET_DIGEST, sources=())
 
@@ -60,3 +61,32 @@ def test_commit_outside_a_checkout_is_unknown(
 ) -> None:
     monkeypatch.setenv("GIT_DIR", str(tmp_path))
     assert git_commit() == "unknown"
+
+
+def test_flow_run_that_is_taken_up_again_goes_on_in_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0d1c")
+    monkeypatch.setattr(runtime.flow_run, "get_name", lambda: "again")
+    with pytest.raises(ZeroDivisionError), tracked_run(quick(), DATASET, "cpu", tmp_path) as first:
+        raise ZeroDivisionError
+    with tracked_run(quick(), DATASET, "cpu", tmp_path) as second:
+        assert mlflow.get_run(second).info.status == "RUNNING"
+    assert second == first
+    assert mlflow.get_run(first).info.status == "FINISHED"
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0d1d")
+    with tracked_run(quick(), DATASET, "cpu", tmp_path) as other:
+        pass
+    assert other != first
+
+
+def test_runs_without_a_flow_run_are_kept_apart(tmp_path: Path) -> None:
+    ids = set()
+    for _ in range(2):
+        with tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id:
+            ids.add(run_id)
+    assert len(ids) == 2
+
+
+def test_flow_run_that_crashes_before_it_is_tracked_has_nothing_to_end() -> None:
+    assert find_run("0d1e") is None
