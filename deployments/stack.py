@@ -111,6 +111,7 @@ def settings(folder: Path, ports: Mapping[str, int], keys: Mapping[str, str]) ->
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "NO_PROXY": "127.0.0.1",
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['MLFLOW_PORT']}",
+        "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
         "MLFLOW_S3_ENDPOINT_URL": s3,
         "AWS_ENDPOINT_URL_S3": s3,
         "AWS_DEFAULT_REGION": "us-east-1",

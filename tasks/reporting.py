@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
@@ -102,17 +104,24 @@ def champion_scores(client: MlflowClient, scores: Scores) -> dict[str, str]:
 
 
 def mlflow_links(client: MlflowClient, mlflow_run_id: str, version: RegisteredVersion) -> str:
-    """Where to see the run and the version: links where a server shows them."""
+    """Where to see the run and the version, and where their files lie."""
     uri = mlflow.get_tracking_uri()
     if not uri.startswith(("http://", "https://")):
         return f"MLflow run `{mlflow_run_id}` in `{uri}`: `make ui` shows it."
-    experiment = client.get_run(mlflow_run_id).info.experiment_id
+    run = client.get_run(mlflow_run_id).info
     base = f"{uri.rstrip('/')}/#"
     return (
-        f"[MLflow run]({base}/experiments/{experiment}/runs/{mlflow_run_id}), "
+        f"[MLflow run]({base}/experiments/{run.experiment_id}/runs/{mlflow_run_id}), "
         f"[version {version.version}]({base}/models/{version.name}/versions/{version.version}) "
-        f"of the model"
+        f"of the model, files in `{artifact_address(run.artifact_uri)}`"
     )
+
+
+def artifact_address(uri: str) -> str:
+    """Where artifacts really lie, if this machine knows the store behind a server that proxies."""
+    store = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
+    address = urlsplit(uri)
+    return f"{store}{address.path}" if store and address.scheme == "mlflow-artifacts" else uri
 
 
 def score_rows(scores: Scores) -> list[tuple[str, float, str, str]]:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,9 +75,12 @@ class LocalStack:
 
     def start(self) -> "LocalStack":
         self.forget_clients()
+        # It ends with the tests, even where they are killed.
+        setpriv = ["setpriv", "--pdeathsig", "INT"] if shutil.which("setpriv") else []
+        command = [sys.executable, "-m", "deployments.stack", "--folder", str(self.folder)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deployments.stack", "--folder", str(self.folder)],
+                setpriv + command,
                 cwd=ROOT,
                 env=self.variables,
                 stdout=log,

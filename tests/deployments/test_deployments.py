@@ -144,6 +144,9 @@ def test_prefect_and_mlflow_point_at_each_other(stack: LocalStack, trained: Flow
     ]
     assert run.info.run_id in artifact["data"]
     assert "data:image/png;base64," in artifact["data"]
+    folder = f"mlflow/{run.info.experiment_id}/{run.info.run_id}/artifacts"
+    assert f"s3://gan-models/{folder}" in artifact["data"]
+    assert f"{folder}/scores.json" in stack.s3_objects()
 
 
 def test_version_is_registered_and_its_files_lie_in_s3(stack: LocalStack, trained: FlowRun) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from gan.evaluation.scores import load_floors
 from tasks.registry import RegisteredVersion
-from tasks.reporting import page, score_rows, summary
+from tasks.reporting import artifact_address, page, score_rows, summary
 from tasks.training import TrainedGenerator
 
 VERSION = RegisteredVersion(name="mnist-gan-generator", version=3, alias="challenger")
@@ -65,3 +65,17 @@ def test_next_line_names_the_alias_given(alias: str, tmp_path: Path) -> None:
     trained = TrainedGenerator(bundle=tmp_path, digest="0" * 64, seconds=1, images_per_s=1)
     version = replace(VERSION, alias=alias)
     assert f"@{alias}" in summary("t", trained, load_floors(), version, "abc", tmp_path)
+
+
+def test_files_behind_a_proxying_server_are_named_where_they_lie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", "s3://gan-models/mlflow")
+    for proxied in (
+        "mlflow-artifacts:/1/abc/artifacts",
+        "mlflow-artifacts://host:5000/1/abc/artifacts",
+    ):
+        assert artifact_address(proxied) == "s3://gan-models/mlflow/1/abc/artifacts"
+    assert artifact_address("s3://other/1/abc") == "s3://other/1/abc"
+    monkeypatch.delenv("MLFLOW_ARTIFACTS_DESTINATION")
+    assert artifact_address("mlflow-artifacts:/1/abc") == "mlflow-artifacts:/1/abc"
