@@ -29,7 +29,8 @@ class DatasetRef:
     """Where the files came from this time; empty if all were there."""
 
 
-@task(name="download MNIST", cache_policy=NO_CACHE)  # the files are the cache: a second call only verifies them
+# The files are the cache: a second call only verifies them.
+@task(name="download MNIST", cache_policy=NO_CACHE)
 def download_mnist(folder: Path, mirrors: Sequence[str] = ()) -> DatasetRef:
     """Have MNIST on the disk: see ``fetch_mnist``. Other sources are its retries.
 

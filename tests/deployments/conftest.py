@@ -69,7 +69,7 @@ def trained(stack: LocalStack, screenshots: Path | None) -> FlowRun:
     assert found
     run = UUID(found[1])
     begun = wait_for(
-        lambda: stack.tasks_of(run) if "download_mnist" in stack.tasks_of(run) else None,
+        lambda: stack.tasks_of(run) if "download MNIST" in stack.tasks_of(run) else None,
         seconds=90,
         what="the run's start",
     )
