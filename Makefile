@@ -52,6 +52,10 @@ stack: $(READY) ## Run Prefect, MLflow, an S3 store and a worker on this machine
 test: $(READY) ## Run all tests that this machine can; what is skipped is listed with the reason
 	$(PY) -m pytest
 
+.PHONY: screenshots
+screenshots: $(READY) ## Take the README's pictures of the pages again: about ten minutes
+	SCREENSHOTS=docs $(PY) -m pytest tests/deployments/test_pages.py
+
 .PHONY: check
 check: $(READY) ## Lint, and check the format and the types
 	$(PY) -m ruff check
