@@ -15,7 +15,7 @@ from gan.config import ConfigError, ConvConfig, MlpConfig, TrainConfig
 from gan.data import DataError, Mnist, Split, load_mnist
 from gan.recipes import RECIPES, configure, quick, vanilla
 from gan.sampling import SamplingError, draw, draw_sheet, tile
-from gan.training import Progress, TrainState, choose_device, train
+from gan.training import DivergenceError, Progress, TrainState, choose_device, train
 
 __all__ = [
     "RECIPES",
@@ -23,6 +23,7 @@ __all__ = [
     "ConfigError",
     "ConvConfig",
     "DataError",
+    "DivergenceError",
     "MlpConfig",
     "Mnist",
     "Progress",

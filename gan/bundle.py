@@ -136,10 +136,15 @@ def _parse_config(payload: bytes) -> MlpConfig | ConvConfig:
     return parsed
 
 
+def name_architecture(config: MlpConfig | ConvConfig) -> str:
+    """The name in `ARCHITECTURES` of the pair that a config makes."""
+    return next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind))
+
+
 def _describe(config: MlpConfig | ConvConfig) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "architecture": next(k for k, v in ARCHITECTURES.items() if isinstance(config, v)),
+        "architecture": name_architecture(config),
         "networks": asdict(config),
         "num_classes": config.num_classes,
         "image_shape": [28, 28],

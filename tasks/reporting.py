@@ -75,10 +75,6 @@ Next:
 def page(title: str, scores: Scores, champion: dict[str, str], links: str, sheet: Path) -> str:
     """The run as markdown, with the last sample sheet inside."""
     picture = base64.b64encode(sheet.read_bytes()).decode()
-    rows = "\n".join(
-        f"| {name} | {drawn:.4f} | {champion.get(name, '')} | {real} | {meaning} |"
-        for name, drawn, real, meaning in score_rows(scores)
-    )
     return f"""# {title}
 
 ![a hundred drawn digits](data:image/png;base64,{picture})
@@ -89,10 +85,19 @@ def page(title: str, scores: Scores, champion: dict[str, str], links: str, sheet
 "champion": what the champion scored when it was registered. "real": what real training images
 score in the place of drawn ones.
 
-| score | drawn | champion | real | |
-| --- | --- | --- | --- | --- |
-{rows}
+{score_table(scores, champion)}
 """
+
+
+def score_table(scores: Scores, champion: dict[str, str]) -> str:
+    """The scores beside the champion's and the floors, as a markdown table."""
+    rows = (
+        f"| {name} | {drawn:.4f} | {champion.get(name, '')} | {real} | {meaning} |"
+        for name, drawn, real, meaning in score_rows(scores)
+    )
+    return "\n".join(
+        ["| score | drawn | champion | real | |", "| --- | --- | --- | --- | --- |", *rows]
+    )
 
 
 def champion_scores(client: MlflowClient, scores: Scores) -> dict[str, str]:

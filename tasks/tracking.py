@@ -18,7 +18,7 @@ from prefect import Flow, runtime
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.settings import PREFECT_UI_URL
 
-from gan.bundle import ARCHITECTURES
+from gan.bundle import name_architecture
 from gan.config import TrainConfig
 from gan.evaluation.judge import JUDGE_ID
 from tasks.data import DatasetRef
@@ -90,7 +90,7 @@ def describe(config: TrainConfig) -> str:
 def flat_parameters(config: TrainConfig) -> dict[str, object]:
     """Every field of the config by its own name, the networks' fields among them."""
     fields = asdict(config)
-    architecture = next(k for k, v in ARCHITECTURES.items() if isinstance(config.networks, v))
+    architecture = name_architecture(config.networks)
     return {"architecture": architecture, **fields.pop("networks"), **fields}
 
 

@@ -20,7 +20,7 @@ from gan.bundle import bundle_digest
 from gan.errors import UserError
 from gan.evaluation.scores import Scores
 from tasks.registry import MODEL_NAME
-from tasks.reporting import champion_scores, score_rows
+from tasks.reporting import champion_scores, score_table
 from tasks.tracking import EXPERIMENT, flow_run_url
 
 
@@ -100,17 +100,11 @@ def report_scores(version: FetchedVersion, scores: Scores) -> None:
     """Print a version's scores, and leave them as an artifact of the flow run."""
     champion = champion_scores(MlflowClient(), scores)
     title = f"{MODEL_NAME} version {version.version}"
-    rows = "\n".join(
-        f"| {name} | {drawn:.4f} | {champion.get(name, '')} | {real} | {meaning} |"
-        for name, drawn, real, meaning in score_rows(scores)
-    )
     page = f"""# {title}
 
 {scores.num_samples:,} drawn images, judged by {scores.judge}.
 
-| score | drawn | champion | real | |
-| --- | --- | --- | --- | --- |
-{rows}
+{score_table(scores, champion)}
 """
     print(page)  # noqa: T201
     create_markdown_artifact(markdown=page, key="scores", description=title)

@@ -149,6 +149,14 @@ def test_registering_again_for_the_same_run_changes_nothing(
     assert [v.version for v in client.search_model_versions(f"name = '{MODEL_NAME}'")] == before
 
 
+def test_champion_registered_again_stays_champion_alone(conditional: Path, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient()
+    before = client.get_registered_model(MODEL_NAME).aliases
+    champion = client.get_model_version_by_alias(MODEL_NAME, "champion")
+    register(tmp_path, ConvConfig(width=4), champion.run_id)
+    assert client.get_registered_model(MODEL_NAME).aliases == before
+
+
 def test_first_version_is_champion_later_ones_challenger(conditional: Path, tmp_path: Path) -> None:
     register(tmp_path, MlpConfig())
     client = mlflow.MlflowClient()
