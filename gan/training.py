@@ -49,13 +49,19 @@ class TrainState:
     """Everything that changes while training.
 
     The same config on the same kind of device gives the same state: all randomness comes from
-    `rng`, and initial weights are drawn on the CPU.
+    `rng`, and initial weights are drawn on the CPU. `gan.checkpoint` keeps all of it.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
         self.step = 0
+        self.history: list[Progress] = []
+        """The last report of every finished epoch."""
+        self.order = torch.empty(0, dtype=torch.int64, device=device)
+        """The order of the data in the epoch under way."""
+        self.totals = torch.zeros(4, device=device)
+        """Sums over the epoch under way: both losses, D(x), D(G(z))."""
         self.rng = torch.Generator(device).manual_seed(config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
@@ -74,73 +80,84 @@ class TrainState:
 def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Iterator[Progress]:
     """Train on `data`, which lies on the state's device, and report on the way.
 
-    Yields every `report_every_s` seconds and at the end of every epoch; only then does the host
-    wait for the device. What the caller does between two reports changes nothing in the training.
+    Goes on where the state stands, to the last bit as if there had been no break. Yields every
+    `report_every_s` seconds and at the end of every epoch; only then does the host wait for the
+    device, and the state is whole. What the caller does between two reports changes nothing in
+    the training.
 
     Raises:
-        ConfigError: the batch is larger than the data, or the state was trained already.
+        ConfigError: the batch is larger than the data, or the state began with other data.
         DivergenceError: at a report, a loss is infinite or no number.
     """
     config, device, rng = state.config, state.device, state.rng
     generator, discriminator = state.generator.train(), state.discriminator.train()
     size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
-    if size > len(data):
-        raise ConfigError(
-            f"batch_size must be at most the {len(data)} images there are, not {size}"
-        )
-    if state.step:
-        raise ConfigError("this state was trained already: a training starts from a new one")
+    _require_enough(data, state)
     steps_per_epoch = len(data) // size
     num_steps = config.epochs * steps_per_epoch
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
     clock = _Clock(state, num_steps, report_every_s)
 
-    for epoch in range(1, config.epochs + 1):
-        order = torch.randperm(len(data), generator=rng, device=device)
-        totals = torch.zeros(4, device=device)
+    while state.step < num_steps:
+        epoch, done = divmod(state.step, steps_per_epoch)
+        if done == 0:
+            state.order = torch.randperm(len(data), generator=rng, device=device)
+            state.totals = torch.zeros(4, device=device)
+        index = state.order[done * size :][:size]
+        lr = learning_rate(config, state.step / num_steps)
+        real = data.images[index].unsqueeze(1).float() / 127.5 - 1
+        digits = data.labels[index]
 
-        for count, index in enumerate(order.split(size)[:steps_per_epoch], start=1):
-            lr = learning_rate(config, state.step / num_steps)
-            real = data.images[index].unsqueeze(1).float() / 127.5 - 1
-            digits = data.labels[index]
+        # The discriminator's step: reals up, fakes down.
+        with autocast, torch.no_grad():
+            fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
+        penalise = config.penalised and state.step % config.penalty_interval == 0
+        both = torch.cat([real, fake.float()]).requires_grad_(penalise)
+        with autocast:
+            logits = discriminator(both, digits.repeat(2)).float()
+        d_loss = discriminator_loss(config.loss, *logits.chunk(2))
+        penalty = torch.zeros_like(d_loss)
+        if penalise:
+            r1, r2 = squared_gradients(logits, both).view(2, size).mean(1)
+            penalty = config.penalty_interval * (config.r1_gamma * r1 + config.r2_gamma * r2) / 2
+        take_step(state.d_optimizer, d_loss + penalty, lr)
 
-            # The discriminator's step: reals up, fakes down.
-            with autocast, torch.no_grad():
-                fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
-            penalise = config.penalised and state.step % config.penalty_interval == 0
-            both = torch.cat([real, fake.float()]).requires_grad_(penalise)
-            with autocast:
-                logits = discriminator(both, digits.repeat(2)).float()
-            real_logits, fake_logits = logits.chunk(2)
-            d_loss = discriminator_loss(config.loss, real_logits, fake_logits)
-            penalty = torch.zeros_like(d_loss)
-            if penalise:
-                r1, r2 = squared_gradients(logits, both).view(2, size).mean(1)
-                penalty = (
-                    config.penalty_interval * (config.r1_gamma * r1 + config.r2_gamma * r2) / 2
-                )
-            take_step(state.d_optimizer, d_loss + penalty, lr)
+        # The generator's step: its fakes up, past a discriminator that holds still.
+        discriminator.requires_grad_(False)
+        with autocast:
+            fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
+            again = discriminator(fake, digits).float()
+            rival = None
+            if config.loss == "relativistic":
+                rival = discriminator(real, digits).float()
+        g_loss = generator_loss(config.loss, rival, again)
+        take_step(state.g_optimizer, g_loss, lr)
+        discriminator.requires_grad_(True)
 
-            # The generator's step: its fakes up, past a discriminator that holds still.
-            discriminator.requires_grad_(False)
-            with autocast:
-                fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
-                again = discriminator(fake, digits).float()
-                rival = None
-                if config.loss == "relativistic":
-                    rival = discriminator(real, digits).float()
-            g_loss = generator_loss(config.loss, rival, again)
-            take_step(state.g_optimizer, g_loss, lr)
-            discriminator.requires_grad_(True)
+        update_average(state)
+        state.step += 1
 
-            update_average(state)
-            state.step += 1
+        # Upkeep.
+        probabilities = torch.sigmoid(logits).detach().view(2, size).mean(1)
+        state.totals += torch.cat([torch.stack([d_loss, g_loss]).detach(), probabilities])
+        epoch_done = done + 1 == steps_per_epoch
+        if epoch_done or clock.due():
+            progress = clock.report(epoch + 1, epoch_done, state.totals / (done + 1))
+            if epoch_done:
+                state.history.append(progress)
+            yield progress
 
-            # Upkeep.
-            probabilities = torch.sigmoid(logits).detach().view(2, size).mean(1)
-            totals += torch.cat([torch.stack([d_loss, g_loss]).detach(), probabilities])
-            if count == steps_per_epoch or clock.due():
-                yield clock.report(epoch, count == steps_per_epoch, totals / count)
+
+def _require_enough(data: Split, state: TrainState) -> None:
+    num, began_with = len(data), len(state.order)
+    if state.config.batch_size > num:
+        raise ConfigError(
+            f"batch_size must be at most the {num} images there are, not {state.config.batch_size}"
+        )
+    if state.step and began_with != num:
+        raise ConfigError(
+            f"this training began with {began_with} images and cannot go on with {num}"
+        )
 
 
 def _adam(
