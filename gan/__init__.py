@@ -10,7 +10,7 @@
 It needs torch and nothing running. The judge and its scores are in `gan.evaluation`.
 """
 
-from gan.bundle import BundleError, load_bundle, save_bundle
+from gan.bundle import BundleError, load_bundle, save_bundle, verify_bundle
 from gan.config import ConfigError, ConvConfig, MlpConfig, TrainConfig
 from gan.data import DataError, Mnist, Split, load_mnist
 from gan.recipes import RECIPES, configure, quick, vanilla
@@ -42,4 +42,5 @@ __all__ = [
     "tile",
     "train",
     "vanilla",
+    "verify_bundle",
 ]

@@ -3,12 +3,23 @@
 generator.safetensors   the weights, float32
 config.json             schema, architecture and its sizes, what the images are
 manifest.json           sha256 of every other file; its own sha256 is the bundle's digest
+
+These may come with it, and are in the manifest then:
+
+model_card.md           what it is, how it was trained and how well it draws
+samples.png             a hundred of its digits
+generator.onnx          the same network for where torch does not run
+
+A signature, `model.sig`, signs the others and the manifest, so it can be in neither: it is the one
+file that may lie beside them unlisted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import reprlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -25,7 +36,17 @@ from gan.networks import Generator, build_generator
 
 SCHEMA_VERSION = 1
 WEIGHTS, CONFIG, MANIFEST = "generator.safetensors", "config.json", "manifest.json"
-MAX_BYTES = {WEIGHTS: 64 * 2**20, CONFIG: 2**16, MANIFEST: 2**16}
+CARD, SAMPLES, ONNX = "model_card.md", "samples.png", "generator.onnx"
+SIGNATURE = "model.sig"
+MAX_BYTES = {
+    WEIGHTS: 64 * 2**20,
+    CONFIG: 2**16,
+    CARD: 2**18,
+    SAMPLES: 2**20,
+    ONNX: 64 * 2**20,
+    MANIFEST: 2**16,
+}
+"""Every file that a bundle may have, and the most bytes of it that are read."""
 ARCHITECTURES: dict[str, type[MlpConfig] | type[ConvConfig]] = {
     "mlp": MlpConfig,
     "conv": ConvConfig,
@@ -36,17 +57,32 @@ class BundleError(UserError):
     """A bundle that is incomplete, altered or not understood."""
 
 
-def save_bundle(generator: Generator, folder: Path) -> str:
+def save_bundle(
+    generator: Generator, folder: Path, attachments: Mapping[str, bytes] | None = None
+) -> str:
     """Write the generator to `folder`, which appears whole or not at all; returns its digest.
 
-    The same weights give the same bytes. A bundle that is there already is replaced.
+    The same weights and attachments give the same bytes. A bundle that is there already is
+    replaced.
+
+    Args:
+        generator: the network to keep.
+        folder: where; made if need be.
+        attachments: the bytes of `model_card.md`, `samples.png` and `generator.onnx`, or some.
 
     Raises:
+        BundleError: an attachment of another name, or too large.
         OSError: what is there already is not a bundle, or the disk refuses.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
     files = {WEIGHTS: save(state), CONFIG: _to_json(_describe(generator.config))}
-    manifest = _manifest_of(files)
+    for name, payload in (attachments or {}).items():
+        if name not in (CARD, SAMPLES, ONNX):
+            raise BundleError(f"a bundle holds no {name!r}")
+        if len(payload) > MAX_BYTES[name]:
+            raise BundleError(f"{name} is larger than {MAX_BYTES[name]} bytes")
+        files[name] = payload
+    manifest = _to_json({"files": {name: _sha256(payload) for name, payload in files.items()}})
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
@@ -67,32 +103,65 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Generator:
     Raises:
         BundleError: a file is missing, altered, too large, or says what this code does not know.
     """
+    return _build(read_bundle(folder), folder).to(device)
+
+
+def verify_bundle(folder: Path) -> str:
+    """Check all there is to check, a test draw and surplus files included; returns the digest.
+
+    Raises:
+        BundleError: as `load_bundle`; or the generator draws no numbers, or something lies in the
+            folder that the manifest does not vouch for.
+    """
     files = read_bundle(folder)
-    config = _parse_config(files[CONFIG])
-    # On the meta device a network takes no memory, whatever sizes the config claims.
-    with torch.device("meta"):
-        generator = build_generator(config)
-    try:
-        state = load(files[WEIGHTS])
-    except Exception as error:  # a forged header raises half a dozen different ones
-        raise BundleError(f"{folder / WEIGHTS} is not a safetensors file") from error
-    if _shapes(state) != _shapes(generator.state_dict()):
-        raise BundleError(f"{folder / WEIGHTS} does not hold the weights of its config")
-    generator.load_state_dict(state, assign=True)
-    return generator.requires_grad_(False).eval().to(device)
+    generator = _build(files, folder)
+    noise = torch.randn(10, generator.config.latent_dim, generator=torch.Generator().manual_seed(0))
+    if not generator(noise, torch.arange(10)).isfinite().all():
+        raise BundleError(f"{folder / WEIGHTS} draws no image: its weights are not all numbers")
+    surplus = {path.name for path in folder.iterdir()} - files.keys() - {SIGNATURE}
+    if surplus:
+        raise BundleError(f"{folder} holds {min(surplus)!r}, which its {MANIFEST} does not name")
+    return _sha256(files[MANIFEST])
 
 
 def read_bundle(folder: Path) -> dict[str, bytes]:
-    """Read the weights and the config of a bundle, verified against its manifest.
+    """Read all files of a bundle, verified against the manifest, which comes last.
 
     Raises:
         BundleError: a file is missing, altered or too large.
     """
-    files = {name: _read(folder, name) for name in (WEIGHTS, CONFIG)}
-    # The manifest follows from the files, so that there is nothing in it to parse.
-    if _read(folder, MANIFEST) != _manifest_of(files):
-        raise BundleError(f"{folder} was altered: its files are not those of its {MANIFEST}")
-    return files
+    manifest = _read(folder, MANIFEST)
+    files = {}
+    for name, digest in parse_manifest(manifest).items():
+        files[name] = _read(folder, name)
+        if _sha256(files[name]) != digest:
+            raise BundleError(f"{folder / name} was altered: it is not the file of {MANIFEST}")
+    return {**files, MANIFEST: manifest}
+
+
+def parse_manifest(payload: bytes) -> dict[str, str]:
+    """The sha256, as 64 hexadecimal digits, of each file of a bundle but the manifest itself.
+
+    Names are those of this module alone, so none leads out of a folder. There is one spelling of
+    a manifest, so that equal bundles have equal digests.
+
+    Raises:
+        BundleError: it is not a manifest that `save_bundle` writes.
+    """
+    digests = _parse_json(payload, MANIFEST).get("files")
+    if not isinstance(digests, dict):
+        raise BundleError(f"{MANIFEST} names no files")
+    for name, digest in digests.items():
+        if name not in MAX_BYTES or name == MANIFEST:
+            raise BundleError(f"{MANIFEST} names {reprlib.repr(name)}, which no bundle holds")
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise BundleError(f"{MANIFEST} has no sha256 for {name}")
+    for name in (WEIGHTS, CONFIG):
+        if name not in digests:
+            raise BundleError(f"{MANIFEST} does not name {name}")
+    if payload != _to_json({"files": digests}):
+        raise BundleError(f"{MANIFEST} says more than names and digests, or in another spelling")
+    return digests
 
 
 def bundle_digest(folder: Path) -> str:
@@ -114,8 +183,24 @@ def _read(folder: Path, name: str) -> bytes:
     return payload
 
 
+def _build(files: Mapping[str, bytes], folder: Path) -> Generator:
+    """The generator in these files of a folder, on the CPU, ready to draw."""
+    config = _parse_config(files[CONFIG])
+    # On the meta device a network takes no memory, whatever sizes the config claims.
+    with torch.device("meta"):
+        generator = build_generator(config)
+    try:
+        state = load(files[WEIGHTS])
+    except Exception as error:  # a forged header raises half a dozen different ones
+        raise BundleError(f"{folder / WEIGHTS} is not a safetensors file") from error
+    if _shapes(state) != _shapes(generator.state_dict()):
+        raise BundleError(f"{folder / WEIGHTS} does not hold the weights of its config")
+    generator.load_state_dict(state, assign=True)
+    return generator.requires_grad_(False).eval()
+
+
 def _parse_config(payload: bytes) -> MlpConfig | ConvConfig:
-    config = _parse_json(payload)
+    config = _parse_json(payload, CONFIG)
     schema = config.get("schema_version")
     if schema != SCHEMA_VERSION:
         raise BundleError(f"{CONFIG} has schema {schema!r}; this code reads {SCHEMA_VERSION}")
@@ -156,18 +241,14 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dt
     return {name: (values.shape, values.dtype) for name, values in state.items()}
 
 
-def _parse_json(payload: bytes) -> dict[str, Any]:
+def _parse_json(payload: bytes, name: str) -> dict[str, Any]:
     try:
         parsed = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{CONFIG} is not JSON") from error
+        raise BundleError(f"{name} is not JSON") from error
     if not isinstance(parsed, dict):
-        raise BundleError(f"{CONFIG} is not a JSON object")
+        raise BundleError(f"{name} is not a JSON object")
     return parsed
-
-
-def _manifest_of(files: Mapping[str, bytes]) -> bytes:
-    return _to_json({"files": {name: _sha256(payload) for name, payload in files.items()}})
 
 
 def _to_json(value: dict[str, Any]) -> bytes:

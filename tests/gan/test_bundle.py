@@ -2,6 +2,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -10,28 +11,35 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
 from gan.bundle import (
+    CARD,
     CONFIG,
     MANIFEST,
     MAX_BYTES,
+    ONNX,
+    SAMPLES,
+    SIGNATURE,
     WEIGHTS,
     BundleError,
     bundle_digest,
     load_bundle,
+    parse_manifest,
     read_bundle,
     save_bundle,
+    verify_bundle,
 )
 from gan.config import ConvConfig, MlpConfig
 from gan.networks import Generator, build_generator
 from gan.sampling import draw
 
 SMALL = ConvConfig(latent_dim=2, width=1)
-FILES = (WEIGHTS, CONFIG, MANIFEST)
+ATTACHMENTS = {CARD: b"# A card\n", SAMPLES: b"\x89PNG", ONNX: b"\x08\x0a"}
+FILES = (WEIGHTS, CONFIG, *ATTACHMENTS, MANIFEST)
 CONFIG_OF: dict[MlpConfig | ConvConfig, dict[str, Any]] = {
     SMALL: {
         "schema_version": 1,
@@ -60,8 +68,8 @@ def make(config: MlpConfig | ConvConfig, seed: int = 0) -> Generator:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A small bundle as it was saved."""
-    save_bundle(make(SMALL), tmp_path / "bundle")
+    """A small bundle, with all that may come with it, as it was saved."""
+    save_bundle(make(SMALL), tmp_path / "bundle", ATTACHMENTS)
     return tmp_path / "bundle"
 
 
@@ -99,9 +107,10 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def assert_refused(folder: Path, match: str | None = None) -> None:
-    with pytest.raises(BundleError, match=match) as refusal:
-        load_bundle(folder)
-    assert str(refusal.value).isprintable()
+    for look in (load_bundle, verify_bundle):
+        with pytest.raises(BundleError, match=match) as refusal:
+            look(folder)
+        assert str(refusal.value).isprintable()
 
 
 @pytest.mark.parametrize("config", [SMALL, MlpConfig(latent_dim=3), ConvConfig()])
@@ -141,7 +150,48 @@ def test_a_bundle_holds_readable_text_and_no_pickle(bundle: Path) -> None:
     assert bytes_of(bundle).keys() == set(FILES)
     assert (bundle / CONFIG).read_bytes() == to_json(CONFIG_OF[SMALL])
     assert load((bundle / WEIGHTS).read_bytes()).keys() == make(SMALL).state_dict().keys()
-    assert read_bundle(bundle) == {name: (bundle / name).read_bytes() for name in (WEIGHTS, CONFIG)}
+
+
+def test_all_files_are_read_the_manifest_last(bundle: Path) -> None:
+    files = read_bundle(bundle)
+    assert files == bytes_of(bundle)
+    assert files.items() >= ATTACHMENTS.items()
+    assert list(files)[-1] == MANIFEST
+    assert parse_manifest(files.pop(MANIFEST)) == {
+        name: hashlib.sha256(payload).hexdigest() for name, payload in files.items()
+    }
+
+
+def test_a_whole_bundle_is_verified(bundle: Path, shared_bundle: Path) -> None:
+    assert verify_bundle(bundle) == bundle_digest(bundle)
+    assert verify_bundle(shared_bundle) != verify_bundle(bundle)
+
+
+def test_what_comes_with_the_weights_is_in_the_digest_and_changes_no_drawing(
+    bundle: Path, tmp_path: Path
+) -> None:
+    assert save_bundle(make(SMALL), tmp_path / "bare") != bundle_digest(bundle)
+    assert save_bundle(load_bundle(bundle), tmp_path / "again", ATTACHMENTS) == bundle_digest(
+        bundle
+    )
+    bare = load_bundle(tmp_path / "bare")
+    assert torch.equal(
+        draw(load_bundle(bundle), [8], num=9, seed=1), draw(bare, [8], num=9, seed=1)
+    )
+
+
+@pytest.mark.parametrize("name", ["", WEIGHTS, MANIFEST, SIGNATURE, "../card.md", "/etc/passwd"])
+def test_nothing_else_can_be_attached(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="a bundle holds no"):
+        save_bundle(make(SMALL), tmp_path / "bundle", {name: b""})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ATTACHMENTS)
+def test_an_attachment_that_nobody_could_read_back_is_not_saved(name: str, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"{name} is larger than"):
+        save_bundle(make(SMALL), tmp_path / "bundle", {name: bytes(MAX_BYTES[name] + 1)})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -152,7 +202,7 @@ def test_a_changed_byte_anywhere_is_noticed(name: str, bundle: Path) -> None:
         altered = bytearray(whole)
         altered[place] ^= 1 << place % 8
         (bundle / name).write_bytes(altered)
-        assert_refused(bundle, "was altered")
+        assert_refused(bundle, f"was altered|{MANIFEST}")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -207,14 +257,104 @@ def test_a_link_is_followed_but_vouched_for_by_nothing_but_its_digest(
     assert_refused(bundle, "was altered")
 
 
-def test_a_manifest_that_says_more_is_refused(bundle: Path) -> None:
-    manifest = json.loads((bundle / MANIFEST).read_bytes())
-    for name in ("../x", "/etc/passwd", "a/b", MANIFEST, "readme.md"):
-        files = manifest["files"] | {name: hashlib.sha256(b"").hexdigest()}
-        (bundle / MANIFEST).write_bytes(to_json(manifest | {"files": files}))
-        assert_refused(bundle, "was altered")
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+NOTHING = hashlib.sha256(b"").hexdigest()
+STRANGE_NAMES = [
+    "",
+    ".",
+    "../x",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "C:x",
+    "\0",
+    "\n",
+    "\ud800",
+    "x" * 9999,
+]
+
+
+@pytest.mark.parametrize(
+    "name", [*STRANGE_NAMES, MANIFEST, SIGNATURE, "readme.md", "generator.pt"], ids=ascii
+)
+def test_a_manifest_that_names_more_is_refused(name: str, bundle: Path) -> None:
+    files = json.loads((bundle / MANIFEST).read_bytes())["files"]
+    (bundle / MANIFEST).write_bytes(to_json({"files": files | {name: NOTHING}}))
+    assert_refused(bundle, f"{MANIFEST} names .* which no bundle holds")
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+def test_a_manifest_that_names_less_is_refused(name: str, bundle: Path) -> None:
+    files = json.loads((bundle / MANIFEST).read_bytes())["files"]
+    del files[name]
+    (bundle / MANIFEST).write_bytes(to_json({"files": files}))
+    assert_refused(bundle, f"{MANIFEST} does not name {name}")
+
+
+@pytest.mark.parametrize(
+    "digest", [None, 0, [], {}, "", "0" * 63, "0" * 65, "G" * 64, "0" * 64 + "\n", NOTHING.upper()]
+)
+def test_a_manifest_with_what_is_no_digest_is_refused(digest: Any, bundle: Path) -> None:
+    files = json.loads((bundle / MANIFEST).read_bytes())["files"]
+    for name in files:
+        (bundle / MANIFEST).write_bytes(to_json({"files": files | {name: digest}}))
+        assert_refused(bundle, f"{MANIFEST} has no sha256 for {name}")
+
+
+def test_there_is_one_spelling_of_a_manifest(bundle: Path) -> None:
+    whole = (bundle / MANIFEST).read_bytes()
+    manifest = json.loads(whole)
+    for other in (
+        json.dumps(manifest).encode(),
+        to_json(manifest | {"comment": ""}),
+        to_json({"files": dict(reversed(manifest["files"].items()))}).strip(),
+        whole.replace(b'"files"', b'"files": {}, "files"'),
+        whole.replace(b"\n", b"\r\n"),
+        whole.replace(b"config", b"\\u0063onfig"),
+        b"\xef\xbb\xbf" + whole,
+        whole.decode().encode("utf-16"),
+        whole + b" ",
+    ):
+        (bundle / MANIFEST).write_bytes(other)
+        assert_refused(bundle, MANIFEST)
+
+
+@pytest.mark.parametrize("name", ATTACHMENTS)
+def test_a_file_that_nothing_vouches_for_is_noticed(name: str, bundle: Path) -> None:
+    files = json.loads((bundle / MANIFEST).read_bytes())["files"]
+    del files[name]
+    (bundle / MANIFEST).write_bytes(to_json({"files": files}))
+    with pytest.raises(BundleError, match=f"holds '{name}', which its {MANIFEST} does not name"):
+        verify_bundle(bundle)
+    (bundle / name).unlink()
+    verify_bundle(bundle)
+
+
+def test_a_signature_alone_may_lie_beside_the_files(bundle: Path) -> None:
+    (bundle / SIGNATURE).write_text("signed")
+    assert verify_bundle(bundle) == bundle_digest(bundle)
+    (bundle / "notes.txt").write_text("")
+    with pytest.raises(BundleError, match=r"holds 'notes.txt'"):
+        verify_bundle(bundle)
+
+
+def test_files_swapped_for_another_bundles_are_noticed(bundle: Path, tmp_path: Path) -> None:
+    save_bundle(
+        make(SMALL, seed=1), tmp_path / "other", {n: p + b"x" for n, p in ATTACHMENTS.items()}
+    )
+    for name in (WEIGHTS, *ATTACHMENTS):
+        whole = (bundle / name).read_bytes()
+        (bundle / name).write_bytes((tmp_path / "other" / name).read_bytes())
+        assert_refused(bundle, f"{name} was altered")
+        (bundle / name).write_bytes(whole)
+    (bundle / MANIFEST).write_bytes((tmp_path / "other" / MANIFEST).read_bytes())
     assert_refused(bundle, "was altered")
+
+
+def test_weights_that_draw_no_numbers_are_noticed(bundle: Path) -> None:
+    state = make(SMALL).state_dict()
+    forge(bundle, generator=save(state | {"layers.9.bias": torch.tensor([float("nan")])}))
+    with pytest.raises(BundleError, match="weights are not all numbers"):
+        verify_bundle(bundle)
 
 
 json_values = st.recursive(
@@ -241,7 +381,38 @@ def test_what_is_not_a_json_object_is_refused(payload: bytes, bundle: Path) -> N
     forge(bundle, config=payload)
     assert_refused(bundle, "config.json is not")
     (bundle / MANIFEST).write_bytes(payload)
-    assert_refused(bundle, "was altered")
+    assert_refused(bundle, "manifest.json is not")
+
+
+@settings(deadline=None)
+@given(
+    names=st.dictionaries(
+        st.sampled_from([WEIGHTS, CONFIG, CARD, ONNX, MANIFEST]) | st.text(max_size=9),
+        st.just(NOTHING) | st.text("0123456789abcdefg", min_size=63, max_size=65) | json_values,
+    ),
+    beside=st.dictionaries(st.text(max_size=5), json_values, max_size=1),
+)
+@example(names={WEIGHTS: NOTHING, CONFIG: NOTHING, CARD: "0" * 64}, beside={})
+def test_a_manifest_is_names_and_digests_or_is_refused(
+    names: dict[str, Any], beside: dict[str, Any]
+) -> None:
+    content = beside | {"files": names}
+    if (
+        content.keys() == {"files"}
+        and {WEIGHTS, CONFIG} <= names.keys() <= {*FILES} - {MANIFEST}
+        and all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in names.values())
+    ):
+        assert parse_manifest(to_json(content)) == names
+    else:
+        with pytest.raises(BundleError, match=MANIFEST) as refusal:
+            parse_manifest(to_json(content))
+        assert str(refusal.value).isprintable()
+
+
+@given(payload=st.binary() | st.text().map(str.encode) | json_values.map(to_json))
+def test_no_bytes_do_more_to_the_manifest_than_be_refused(payload: bytes) -> None:
+    with pytest.raises(BundleError, match=MANIFEST):
+        parse_manifest(payload)
 
 
 @settings(deadline=None)
@@ -428,7 +599,7 @@ def test_saving_never_replaces_what_is_not_a_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])
-@pytest.mark.parametrize("after", range(3))
+@pytest.mark.parametrize("after", range(len(FILES)))
 def test_an_interrupted_save_leaves_what_was_there(
     error: BaseException, after: int, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,7 +618,7 @@ def test_an_interrupted_save_leaves_what_was_there(
     for folder in (bundle, bundle.with_name("fresh")):
         written.clear()
         with pytest.raises(type(error)):
-            save_bundle(make(SMALL, seed=1), folder)
+            save_bundle(make(SMALL, seed=1), folder, ATTACHMENTS)
     assert bytes_of(bundle) == before
     assert list(bundle.parent.iterdir()) == [bundle]
 

@@ -1,23 +1,36 @@
 """The registry with a real MLflow on SQLite and untrained generators."""
 
+import base64
+import io
+import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import httpx
 import mlflow
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
-from gan.bundle import load_bundle, save_bundle
+from gan.bundle import bundle_digest, load_bundle, save_bundle
 from gan.config import ConvConfig, MlpConfig
 from gan.evaluation.scores import Scores, load_floors
 from gan.networks import build_generator
 from gan.sampling import draw
-from tasks.registry import MODEL_NAME, TAGS_OF_THE_RUN, register_generator
+from tasks.registry import TAGS_OF_THE_RUN, RegistryError, register_generator
+from tasks.tracking import MODEL_NAME
 from tasks.training import TrainedGenerator
 
 
@@ -33,19 +46,31 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     mlflow.set_tracking_uri(before)
 
 
-def register(folder: Path, config: MlpConfig | ConvConfig, run_id: str | None = None) -> str:
-    """Register an untrained generator, as part of a new run if none is given; the run's id."""
+def trained_in(folder: Path, config: MlpConfig | ConvConfig) -> TrainedGenerator:
+    """An untrained generator, as training leaves it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(list(folder.iterdir())))
-        generator = build_generator(config)
-    digest = save_bundle(generator, folder / "bundle")
-    if run_id is None:
-        with mlflow.start_run(tags=dict.fromkeys(TAGS_OF_THE_RUN, "known")) as run:
-            run_id = run.info.run_id
-    trained = TrainedGenerator(
-        bundle=folder / "bundle", digest=digest, seconds=1.0, images_per_s=1.0
-    )
-    register_generator.fn(trained, load_floors(), run_id)
+        digest = save_bundle(build_generator(config), folder / "bundle")
+    return TrainedGenerator(bundle=folder / "bundle", digest=digest, seconds=1.0, images_per_s=1.0)
+
+
+def start_run() -> str:
+    """A run with what training notes down; its id."""
+    with mlflow.start_run(tags=dict.fromkeys(TAGS_OF_THE_RUN, "known")) as run:
+        mlflow.log_param("seed", 7)
+    return str(run.info.run_id)
+
+
+def numbers(run_id: str | None = None) -> list[int]:
+    """The numbers of all versions, or of a run's."""
+    query = f"name = '{MODEL_NAME}'" + (f" and run_id = '{run_id}'" if run_id else "")
+    return sorted(int(v.version) for v in mlflow.MlflowClient().search_model_versions(query))
+
+
+def register(folder: Path, config: MlpConfig | ConvConfig, run_id: str | None = None) -> str:
+    """Register an untrained generator, as part of a new run if none is given; the run's id."""
+    run_id = run_id or start_run()
+    register_generator.fn(trained_in(folder, config), load_floors(), run_id)
     return run_id
 
 
@@ -83,9 +108,29 @@ def test_rows_give_num_images_each_in_order(
     np.testing.assert_array_equal(images, draw(load_bundle(conditional), [3, -1, 5], num=2, seed=4))
 
 
-def test_num_and_seed_have_defaults(model: mlflow.pyfunc.PyFuncModel) -> None:
+@pytest.mark.parametrize("given", [None, {}, {"num": None, "seed": None, "format": None}])
+def test_num_seed_and_format_have_defaults(
+    model: mlflow.pyfunc.PyFuncModel, given: dict[str, Any] | None
+) -> None:
+    full = {"num": 1, "seed": 0, "format": "array"}
     np.testing.assert_array_equal(
-        model.predict(digits(3)), model.predict(digits(3), params={"num": 1, "seed": 0})
+        model.predict(digits(3), params=given), model.predict(digits(3), params=full)
+    )
+
+
+def read_pngs(encoded: list[str]) -> npt.NDArray[np.uint8]:
+    """The images in base64 PNGs, uint8 [n, 28, 28]."""
+    images = [Image.open(io.BytesIO(base64.b64decode(each, validate=True))) for each in encoded]
+    assert all((image.format, image.mode) == ("PNG", "L") for image in images)
+    return np.stack([np.asarray(image) for image in images])
+
+
+def test_pngs_show_the_same_images(model: mlflow.pyfunc.PyFuncModel) -> None:
+    params = {"num": 3, "seed": 2}
+    table = model.predict(digits(3, 5), params=params | {"format": "png"})
+    assert list(table.columns) == ["png"]
+    np.testing.assert_array_equal(
+        read_pngs(table["png"].tolist()), model.predict(digits(3, 5), params=params)
     )
 
 
@@ -97,10 +142,13 @@ def test_num_and_seed_have_defaults(model: mlflow.pyfunc.PyFuncModel) -> None:
         (1, {"num": 0}, "num must be at least 1"),
         (1, {"seed": -1}, "seed must be 0 to"),
         (1, {"num": 10_001}, "at most 10000 images"),
+        (1, {"num": 2**63 - 1}, "at most 10000 images"),
+        (1, {"seed": 2**63}, "seed must be 0 to"),
+        (1, {"format": "gif"}, "format must be array or png, not 'gif'"),
     ],
 )
 def test_wishes_out_of_range_are_refused(
-    model: mlflow.pyfunc.PyFuncModel, wish: int, params: dict[str, int], sentence: str
+    model: mlflow.pyfunc.PyFuncModel, wish: int, params: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(MlflowException, match=sentence) as refused:
         model.predict(digits(wish), params=params)
@@ -142,11 +190,22 @@ def test_fresh_process_elsewhere_needs_no_pickle_and_no_checkout(
 def test_registering_again_for_the_same_run_changes_nothing(
     conditional: Path, tmp_path: Path
 ) -> None:
-    client = mlflow.MlflowClient()
     run_id = register(tmp_path, ConvConfig(width=4))
-    before = [v.version for v in client.search_model_versions(f"name = '{MODEL_NAME}'")]
+    before = numbers()
     register(tmp_path, ConvConfig(width=4), run_id)
-    assert [v.version for v in client.search_model_versions(f"name = '{MODEL_NAME}'")] == before
+    assert numbers() == before
+
+
+def test_what_an_interrupted_registration_left_twice_is_mended(
+    conditional: Path, tmp_path: Path
+) -> None:
+    run_id = register(tmp_path, ConvConfig(width=4))
+    (kept,) = numbers(run_id)
+    version = mlflow.MlflowClient().get_model_version(MODEL_NAME, str(kept))
+    mlflow.register_model(version.source, MODEL_NAME)
+    assert len(numbers(run_id)) == 2
+    register(tmp_path, ConvConfig(width=4), run_id)
+    assert numbers(run_id) == [kept]
 
 
 def test_champion_registered_again_stays_champion_alone(conditional: Path, tmp_path: Path) -> None:
@@ -159,13 +218,21 @@ def test_champion_registered_again_stays_champion_alone(conditional: Path, tmp_p
 
 def test_first_version_is_champion_later_ones_challenger(conditional: Path, tmp_path: Path) -> None:
     register(tmp_path, MlpConfig())
+    first, *_, last = numbers()
+    aliases = mlflow.MlflowClient().get_registered_model(MODEL_NAME).aliases
+    assert int(aliases["champion"]) == first
+    assert int(aliases["challenger"]) == last
+
+
+def test_without_a_champion_the_oldest_version_becomes_it(
+    conditional: Path, tmp_path: Path
+) -> None:
     client = mlflow.MlflowClient()
-    versions = sorted(
-        int(v.version) for v in client.search_model_versions(f"name = '{MODEL_NAME}'")
-    )
+    client.delete_registered_model_alias(MODEL_NAME, "champion")
+    run_id = register(tmp_path, ConvConfig(width=4))
     aliases = client.get_registered_model(MODEL_NAME).aliases
-    assert int(aliases["champion"]) == versions[0]
-    assert int(aliases["challenger"]) == versions[-1] > versions[0]
+    assert int(aliases["champion"]) == 1
+    assert [int(aliases["challenger"])] == numbers(run_id)
 
 
 def test_unconditional_generator_takes_any_digit_alone(conditional: Path, tmp_path: Path) -> None:
@@ -183,4 +250,213 @@ def test_tags_say_scores_and_where_it_comes_from(conditional: Path) -> None:
     assert float(version.tags["frechet_distance"]) == pytest.approx(
         scores.frechet_distance, abs=1e-4
     )
-    assert len(version.tags["bundle"]) == 64
+    assert version.tags["bundle"] == bundle_digest(conditional)
+    assert version.tags["seed"] == "7"
+    assert version.tags["num_samples"] == "10000"
+    assert version.tags.keys() >= {*scores.metrics(), *TAGS_OF_THE_RUN}
+
+
+def test_no_alias_comes_to_a_version_whose_files_are_gone_or_altered(
+    conditional: Path, tmp_path: Path
+) -> None:
+    client = mlflow.MlflowClient()
+    run_id = register(tmp_path, ConvConfig(width=4))
+    version = str(numbers(run_id)[0])
+    client.delete_registered_model_alias(MODEL_NAME, "challenger")
+    files = Path(client.get_model_version_download_uri(MODEL_NAME, version))
+    for spoil in (spoil_weights, shutil.rmtree):
+        spoil(files / "artifacts" / "bundle")
+        with pytest.raises(RegistryError, match=f"the files of models:/{MODEL_NAME}/.* not whole"):
+            register(tmp_path, ConvConfig(width=4), run_id)
+        assert "challenger" not in client.get_registered_model(MODEL_NAME).aliases
+    client.delete_model_version(MODEL_NAME, version)
+
+
+def spoil_weights(bundle: Path) -> None:
+    with (bundle / "generator.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
+
+
+def test_a_bundle_that_changed_since_training_is_not_registered(
+    conditional: Path, tmp_path: Path
+) -> None:
+    trained, before = trained_in(tmp_path, ConvConfig(width=4)), numbers()
+    for spoil in (lambda: trained_in(tmp_path, MlpConfig()), lambda: spoil_weights(trained.bundle)):
+        spoil()
+        with pytest.raises(RegistryError, match=r"not the bundle that was registered|not whole"):
+            register_generator.fn(trained, load_floors(), start_run())
+    assert numbers() == before
+
+
+RACER = """
+import sys
+from pathlib import Path
+import mlflow
+from gan.evaluation.scores import load_floors
+from tasks.registry import keep_first_version, register_generator
+from tasks.tracking import MODEL_NAME
+from tasks.training import TrainedGenerator
+
+def register(folder, digest, run_id):
+    bundle = Path(folder)
+    trained = TrainedGenerator(bundle=bundle, digest=digest, seconds=1.0, images_per_s=1.0)
+    return register_generator.fn(trained, load_floors(), run_id).version
+
+def claim(model_uri, run_id):
+    mlflow.register_model(model_uri, MODEL_NAME)
+    return keep_first_version(mlflow.MlflowClient(), run_id).version
+
+print("ready", flush=True)
+for line in sys.stdin:
+    name, *arguments = line.split()
+    print({"register": register, "claim": claim}[name](*arguments), flush=True)
+"""
+
+
+class Racers:
+    """Two processes that do what they are told at the same time."""
+
+    def __init__(self, processes: list["subprocess.Popen[str]"]) -> None:
+        self.processes = processes
+
+    def race(self, *words: str) -> list[str]:
+        """Tell both the same; what each answers."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(" ".join(words) + "\n")
+            process.stdin.flush()
+        return self.answers()
+
+    def answers(self) -> list[str]:
+        """What each says next."""
+        return [process.stdout.readline().strip() for process in self.processes if process.stdout]
+
+
+@pytest.fixture(scope="module")
+def racers(store: Path, pytestconfig: pytest.Config) -> Iterator[Racers]:
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", RACER],
+                    cwd=pytestconfig.rootpath,
+                    env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db"},
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(2)
+        ]
+        racers = Racers(processes)
+        assert racers.answers() == ["ready", "ready"]
+        yield racers
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_two_processes_of_one_run_leave_one_version(
+    conditional: Path, racers: Racers, tmp_path: Path
+) -> None:
+    trained, run_id = trained_in(tmp_path, ConvConfig(width=4)), start_run()
+    answers = racers.race("register", str(trained.bundle), trained.digest, run_id)
+    assert answers == [str(number) for number in numbers(run_id)] * 2
+    challenger = mlflow.MlflowClient().get_model_version_by_alias(MODEL_NAME, "challenger")
+    assert str(challenger.version) == answers[0]
+    assert answers == racers.race("register", str(trained.bundle), trained.digest, run_id)
+    assert len(numbers(run_id)) == 1
+
+
+@pytest.mark.slow
+def test_one_version_is_left_twenty_times_over(conditional: Path, racers: Racers) -> None:
+    client = mlflow.MlflowClient()
+    experiment = mlflow.get_experiment_by_name("registry")
+    assert experiment is not None
+    for _ in range(20):
+        run_id = start_run()
+        model = client.create_logged_model(experiment.experiment_id, source_run_id=run_id)
+        answers = racers.race("claim", model.model_uri, run_id)
+        left = numbers(run_id)
+        assert len(left) == 1
+        assert answers == [str(left[0])] * 2
+
+
+@pytest.fixture(scope="module")
+def served(
+    conditional: Path, store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The address of a server of the champion, which may unpickle nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    command += ["-m", f"models:/{MODEL_NAME}@champion", "-h", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path_factory.mktemp("served"),
+        env={
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{store}/mlflow.db",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "OMP_NUM_THREADS": "1",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            wait_for(f"http://127.0.0.1:{port}/ping")
+            yield f"http://127.0.0.1:{port}/invocations"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(url: str) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            httpx.get(url, trust_env=False).raise_for_status()
+            return
+        except httpx.HTTPError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.3)
+
+
+def ask(url: str, digit: object, params: dict[str, Any]) -> httpx.Response:
+    wish = {"dataframe_records": [{"digit": digit}], "params": params}
+    return httpx.post(url, json=wish, timeout=60, trust_env=False)
+
+
+@pytest.mark.slow
+def test_a_server_draws_what_the_process_draws(served: str, conditional: Path) -> None:
+    expected = draw(load_bundle(conditional), [8], num=16, seed=1).numpy()
+    array = ask(served, 8, {"num": 16, "seed": 1}).json()["predictions"]
+    np.testing.assert_array_equal(np.array(array), expected)
+    rows = ask(served, 8, {"num": 16, "seed": 1, "format": "png"}).json()["predictions"]
+    np.testing.assert_array_equal(read_pngs([row["png"] for row in rows]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("digit", "params", "sentence"),
+    [
+        (11, {}, "a digit must be 0 to 9, or -1 for any"),
+        (8, {"num": 0}, "num must be at least 1, not 0"),
+        (8, {"num": 10**30}, "a request may ask for at most 10000 images"),
+        (8, {"num": "x"}, "Can not safely convert"),
+        (8, {"seed": -1}, "seed must be 0 to 2**63 - 1, not -1"),
+        (8, {"seed": 2**63}, "seed must be 0 to 2**63 - 1, not"),
+        (8, {"format": "gif"}, "format must be array or png, not 'gif'"),
+        ("eight", {}, "not compatible with model signature"),
+        (None, {}, "not compatible with model signature"),
+    ],
+)
+def test_a_server_refuses_what_is_out_of_range_with_a_sentence(
+    served: str, digit: object, params: dict[str, Any], sentence: str
+) -> None:
+    answer = ask(served, digit, params)
+    assert answer.status_code == 400
+    assert sentence in answer.json()["message"]
+    assert "Traceback" not in answer.text
