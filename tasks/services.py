@@ -38,6 +38,16 @@ def find_services(environ: Mapping[str, str]) -> dict[str, str]:
     return services
 
 
+def find_silent_service() -> str | None:
+    """What is wrong with the first of the servers that does not answer now, if one does not."""
+    try:
+        for name, url in find_services(os.environ).items():
+            check(name, url)
+    except ServiceError as error:
+        return str(error)
+    return None
+
+
 def check(name: str, url: str) -> None:
     """Ask one server; any answer but a server's own error will do, for S3 refuses strangers.
 

@@ -1,4 +1,4 @@
-"""Registered versions: finding one, fetching its bundle, and what is known of it."""
+"""Steps on registered versions: fetching one, publishing it, and reporting on it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from gan.bundle import bundle_digest
-from gan.errors import UserError
-from gan.evaluation.scores import Scores
-from tasks.registry import MODEL_NAME
-from tasks.reporting import champion_scores, score_table
-from tasks.tracking import EXPERIMENT, flow_run_url
+from gan.bundle import bundle_digest, read_bundle
+from tasks.pulling import VersionError, collect, find_version, in_registry, open_store, place
+from tasks.storage import StorageError
+from tasks.tracking import EXPERIMENT, MODEL_NAME, flow_run_url
 
-
-class VersionError(UserError):
-    """There is no such version, or its files are not what was registered."""
+MAX_MOVES = 10
+"""How often a moved pointer is looked at again before giving up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,43 +33,87 @@ class FetchedVersion:
 
 @task(name="fetch version", cache_policy=NO_CACHE)
 def fetch_version(version: int | str, folder: Path) -> FetchedVersion:
-    """Download the bundle of a version, given by number or alias, into `folder`.
+    """Fetch the bundle of a version, given by number or alias, to `folder/bundle`.
+
+    Nothing comes from a cache: what is judged or promoted is what lies in the registry now.
 
     Raises:
-        VersionError: there is none, or the downloaded bundle is another than was registered.
+        VersionError: there is none, or its files are gone or not what was registered.
     """
-    found = find_version(MlflowClient(), version)
-    folder.mkdir(parents=True, exist_ok=True)
-    bundle = Path(
-        mlflow.artifacts.download_artifacts(
-            f"models:/{MODEL_NAME}/{found.version}/artifacts/bundle", dst_path=str(folder)
-        )
-    )
-    if bundle_digest(bundle) != found.tags.get("bundle"):
-        raise VersionError(f"version {found.version} is not the bundle that was registered")
+    origin = in_registry(version)
+    place(collect(origin), folder / "bundle")
+    tags = MlflowClient().get_model_version(MODEL_NAME, str(origin.version)).tags
     return FetchedVersion(
-        version=int(found.version), bundle=bundle, recipe=found.tags.get("recipe", "")
+        version=origin.version, bundle=folder / "bundle", recipe=tags.get("recipe", "")
     )
 
 
-def find_version(client: MlflowClient, version: int | str) -> ModelVersion:
-    """A version by number or alias.
+@task(name="check destination", cache_policy=NO_CACHE)
+def check_destination(destination: str) -> None:
+    """See that a generator could be published to `s3://bucket/prefix`; writes nothing.
 
     Raises:
-        VersionError: there is none; says which there are.
+        StorageError: no such bucket, wrong keys, no store; says which, where, and the way out.
     """
+    open_store(destination).check()
+
+
+@task(name="publish", cache_policy=NO_CACHE)
+def publish_generator(bundle: Path, version: int, destination: str) -> str:
+    """Publish a registered version's bundle to an S3 store; gives its address there.
+
+    Publishing again finishes what was interrupted. The version's tag `s3` says the address.
+
+    Args:
+        bundle: the folder of the bundle.
+        version: the number under which it is registered.
+        destination: `s3://bucket/prefix`; it comes to lie in a folder of its own below.
+
+    Raises:
+        VersionError: the bundle is another than was registered.
+        StorageError: the store does not take it; the version stays registered all the same.
+    """
+    client = MlflowClient()
+    if bundle_digest(bundle) != find_version(client, version).tags.get("bundle"):
+        raise VersionError(f"{bundle} is not the bundle that was registered as version {version}")
     try:
-        if isinstance(version, str):
-            version = client.get_model_version_by_alias(MODEL_NAME, version).version
-        return client.get_model_version(MODEL_NAME, str(version))
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        known = client.search_model_versions(f"name = '{MODEL_NAME}'")
-        numbers = ", ".join(map(str, sorted(int(each.version) for each in known))) or "none"
-        raise VersionError(
-            f"{MODEL_NAME} has no version or alias {version!r}; its versions: {numbers}"
+        address = open_store(destination).publish(read_bundle(bundle), version)
+    except StorageError as error:
+        raise StorageError(
+            f"{error}; version {version} stays registered, and publish-generator publishes it later"
         ) from None
+    client.set_model_version_tag(MODEL_NAME, str(version), "s3", address)
+    return address
+
+
+@task(name="point to champion", cache_policy=NO_CACHE)
+def point_to_champion(destination: str) -> str | None:
+    """Have the store's `champion.json` name the registry's champion; gives its address there.
+
+    If the champion was not published there, the pointer stays where it is: None. Of two who move
+    it at once, the later one looks at the registry again.
+
+    Raises:
+        StorageError: the store does not answer as it should.
+    """
+    client, store = MlflowClient(), open_store(destination)
+    for _ in range(MAX_MOVES):
+        # In this order: a champion that changes after it was read is seen at the next look.
+        pointer, tag = store.read_pointer()
+        champion = find_version(client, "champion")
+        wanted = store.point_to(int(champion.version), champion.tags.get("bundle", ""))
+        if pointer == wanted:
+            return wanted.address
+        if not store.holds(wanted):
+            get_run_logger().warning(
+                "champion version %s is not in %s: its pointer stays; flow publish-generator "
+                "publishes it",
+                champion.version,
+                store.address,
+            )
+            return None
+        store.move_pointer(wanted, tag)
+    raise StorageError(f"others keep moving the champion of {store.address}; run this again")
 
 
 @contextmanager
@@ -93,18 +131,3 @@ def evaluation_run(version: FetchedVersion) -> Iterator[str]:
             }
         )
         yield run.info.run_id
-
-
-@task(name="report scores", cache_policy=NO_CACHE)
-def report_scores(version: FetchedVersion, scores: Scores) -> None:
-    """Print a version's scores, and leave them as an artifact of the flow run."""
-    champion = champion_scores(MlflowClient(), scores)
-    title = f"{MODEL_NAME} version {version.version}"
-    page = f"""# {title}
-
-{scores.num_samples:,} drawn images, judged by {scores.judge}.
-
-{score_table(scores, champion)}
-"""
-    print(page)  # noqa: T201
-    create_markdown_artifact(markdown=page, key="scores", description=title)
