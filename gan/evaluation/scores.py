@@ -11,19 +11,22 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from gan import sampling
 from gan.data import Mnist
 from gan.errors import UserError
 from gan.evaluation.judge import JUDGE_ID, judge_images, load_judge, read_card
 from gan.evaluation.metrics import (
     NUM_NEIGHBOURS,
+    Closeness,
     closeness,
     frechet_distance,
     kernel_distance,
     nearest_distances,
     support,
 )
-from gan.evaluation.reference import load_reference, pixels
+from gan.evaluation.reference import Reference, load_reference, pixels
 from gan.evaluation.two_sample import TWO_SAMPLE_10K, TwoSampleProtocol, two_sample_accuracy
+from gan.networks import Generator
 
 Draw = Callable[[int, int], tuple[Tensor, Tensor | None]]
 """`draw(num, seed)`: uint8 images [num, 28, 28] and the digits asked for, int64 [num], if any."""
@@ -171,6 +174,21 @@ def load_floors() -> Scores:
     return average([Scores.from_json(scores) for scores in read_card()["floors"]])
 
 
+def score_rows(scores: Scores) -> list[tuple[str, float, str, str]]:
+    """Name, score, floor and meaning, in order; a floor holds for its judge and count alone.
+
+    The shares of the ten digits are left out.
+    """
+    floor = load_floors()
+    alike = (floor.judge, floor.num_samples) == (scores.judge, scores.num_samples)
+    floors = floor.metrics() if alike else {}
+    return [
+        (name, value, f"{floors[name]:.4f}" if name in floors else "", explain(name).meaning)
+        for name, value in scores.metrics().items()
+        if not name.startswith("digit_share")
+    ]
+
+
 def evaluate(
     draw: Draw,
     data: Mnist,
@@ -220,17 +238,9 @@ def evaluate(
 
     verdict = judge_images(judge, scored)
     features, digits = verdict.features, verdict.digits.cpu()
-    as_asked = None
-    if asked is not None:
-        as_asked = int((digits == asked.cpu()[order[:num_samples]]).sum()) / num_samples
+    as_asked = share_as_asked(digits, None if asked is None else asked.cpu()[order[:num_samples]])
     overlap = support(features, reference.test_features, reference.test_reach)
-    close_pixels = closeness(
-        nearest_distances(pixels(scored, device), pixels(data.train.images, device)),
-        reference.test_nearest_pixels,
-    )
-    close_features = closeness(
-        nearest_distances(features, reference.train_features), reference.test_nearest_features
-    )
+    close_pixels, close_features = nearness_to_training(scored, features, data, reference)
     chosen = torch.randperm(len(data.train), generator=rng)[: protocol.num_images]
     tested = torch.randperm(len(data.test), generator=rng)[:num_new]
     accuracy = two_sample_accuracy(
@@ -261,4 +271,42 @@ def evaluate(
         digit_histogram=tuple(
             count / num_samples for count in digits.bincount(minlength=10).tolist()
         ),
+    )
+
+
+def draws_like(generator: Generator, labels: Tensor) -> Draw:
+    """How a generator is judged: asked for digits as often as they are among `labels` [n].
+
+    Real digits are not equally frequent. A generator that is not told digits draws any.
+    """
+
+    def draw_num(num: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        if generator.config.num_classes == 0:
+            return sampling.draw(generator, [sampling.ANY_DIGIT], num=num, seed=seed), None
+        rng = torch.Generator().manual_seed(seed)
+        asked = labels.cpu()[torch.randint(len(labels), (num,), generator=rng)]
+        return sampling.draw(generator, asked, seed=seed), asked
+
+    return draw_num
+
+
+def share_as_asked(digits: Tensor, asked: Tensor | None) -> float | None:
+    """The share of read digits [n] that are those asked for [n]; None where none were."""
+    return None if asked is None else int((digits.cpu() == asked.cpu()).sum()) / len(digits)
+
+
+def nearness_to_training(
+    images: Tensor, features: Tensor, data: Mnist, reference: Reference
+) -> tuple[Closeness, Closeness]:
+    """How close drawings, uint8 [n, 28, 28] with features [n, 128], lie to training images.
+
+    First in pixels, then in features, measured on the device of the features.
+    """
+    near_pixels = nearest_distances(
+        pixels(images, features.device), pixels(data.train.images, features.device)
+    )
+    near_features = nearest_distances(features, reference.train_features)
+    return (
+        closeness(near_pixels, reference.test_nearest_pixels),
+        closeness(near_features, reference.test_nearest_features),
     )
