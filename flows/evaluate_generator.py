@@ -9,9 +9,10 @@ from gan.evaluation.scores import Scores
 from gan.training import choose_device
 from tasks.data import download_mnist
 from tasks.evaluation import evaluate_generator as score_bundle
+from tasks.reporting import report_scores
 from tasks.services import check_services
 from tasks.settings import load_settings
-from tasks.versions import evaluation_run, fetch_version, report_scores
+from tasks.versions import evaluation_run, fetch_version
 
 
 @flow(name="evaluate-generator", flow_run_name="version {version}, seed {seed}")

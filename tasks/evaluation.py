@@ -7,17 +7,14 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from torch import Tensor
 
 from gan.bundle import load_bundle
 from gan.data import load_mnist
-from gan.evaluation.scores import Scores, evaluate
-from gan.sampling import ANY_DIGIT, draw
+from gan.evaluation.scores import Scores, draws_like, evaluate
 from tasks.data import DatasetRef
 
 
@@ -36,17 +33,8 @@ def evaluate_generator(
     generator = load_bundle(bundle, device)
     data = load_mnist(dataset.folder, device)
 
-    def draw_like_the_data(num: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        if generator.config.num_classes == 0:
-            return draw(generator, [ANY_DIGIT], num=num, seed=seed), None
-        # Digits as often as in the training set: real digits are not equally frequent.
-        rng = torch.Generator().manual_seed(seed)
-        labels = data.train.labels.cpu()
-        asked = labels[torch.randint(len(labels), (num,), generator=rng)]
-        return draw(generator, asked, seed=seed), asked
-
     scores = evaluate(
-        draw_like_the_data,
+        draws_like(generator, data.train.labels),
         data,
         num_samples=num_samples,
         seed=seed,
@@ -56,7 +44,14 @@ def evaluate_generator(
     (folder / "scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n")
     client = MlflowClient()
     now = int(time.time() * 1000)
-    metrics = [Metric(name, value, now, 0) for name, value in scores.metrics().items()]
+    # The shares of the ten digits stay in the file: in MLflow's pages they would push aside what
+    # tells more. A run that is taken up again may have the others already.
+    known = client.get_run(mlflow_run_id).data.metrics
+    metrics = [
+        Metric(name, value, now, 0)
+        for name, value in scores.metrics().items()
+        if not name.startswith("digit_share") and name not in known
+    ]
     client.log_batch(mlflow_run_id, metrics=metrics)
     client.set_tag(mlflow_run_id, "num_samples", num_samples)
     client.log_artifact(mlflow_run_id, str(folder / "scores.json"))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import base64
 import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from gan.config import TrainConfig
-from gan.evaluation.scores import Scores, explain, load_floors
-from tasks.registry import MODEL_NAME, RegisteredVersion
-from tasks.tracking import describe
+from gan.evaluation.scores import Scores, score_rows
+from tasks.pages import is_web_address
+from tasks.promotion import Decision
+from tasks.registry import RegisteredVersion
+from tasks.timeline import save_timeline
+from tasks.tracking import MODEL_NAME, describe
 from tasks.training import TrainedGenerator
+from tasks.versions import FetchedVersion
 
 
 @task(name="report", cache_policy=NO_CACHE)
@@ -26,15 +32,24 @@ def report(
     trained: TrainedGenerator,
     scores: Scores,
     version: RegisteredVersion,
+    decision: Decision,
     mlflow_run_id: str,
     folder: Path,
 ) -> None:
-    """Print the summary, and leave it as an artifact of the flow run."""
+    """Draw the timeline, print the summary, and leave it as an artifact of the flow run."""
+    if decision.promoted:
+        version = replace(version, alias="champion")
     title = f"{describe(config)}: {version.name} version {version.version} (@{version.alias})"
-    print(summary(title, trained, scores, version, mlflow_run_id, folder))  # noqa: T201
+    client = MlflowClient()
+    champion = champion_scores(client, scores)
+    links = addresses(client, mlflow_run_id, version)
+    timeline = save_timeline(config, scores, champion, links, folder)
+    client.log_artifact(mlflow_run_id, str(timeline))
+    experiment_id = client.get_run(mlflow_run_id).info.experiment_id
+    description = note(scores, experiment_id, mlflow_run_id)
+    client.set_tag(mlflow_run_id, MLFLOW_RUN_NOTE, description)
+    print(summary(title, trained, scores, version, decision, mlflow_run_id, folder))  # noqa: T201
     last_sheet = max((folder / "samples").glob("*.png"))
-    champion = champion_scores(MlflowClient(), scores)
-    links = mlflow_links(MlflowClient(), mlflow_run_id, version)
     create_markdown_artifact(
         markdown=page(title, scores, champion, links, last_sheet),
         key="generator",
@@ -42,11 +57,27 @@ def report(
     )
 
 
+@task(name="report scores", cache_policy=NO_CACHE)
+def report_scores(version: FetchedVersion, scores: Scores) -> None:
+    """Print a version's scores, and leave them as an artifact of the flow run."""
+    champion = champion_scores(MlflowClient(), scores)
+    title = f"{MODEL_NAME} version {version.version}"
+    table = f"""# {title}
+
+{scores.num_samples:,} drawn images, judged by {scores.judge}.
+
+{score_table(scores, champion)}
+"""
+    print(table)  # noqa: T201
+    create_markdown_artifact(markdown=table, key="scores", description=title)
+
+
 def summary(
     title: str,
     trained: TrainedGenerator,
     scores: Scores,
     version: RegisteredVersion,
+    decision: Decision,
     mlflow_run_id: str,
     folder: Path,
 ) -> str:
@@ -61,8 +92,11 @@ def summary(
   {f"{scores.num_samples:,} images, {scores.judge}":<28}{"drawn":>9}{"real":>9}
 {rows}
 
+  {"promoted" if decision.promoted else "not promoted"}: {decision.reason}
+
   trained    in {trained.seconds:,.0f} s, {trained.images_per_s:,.0f} images/s
-  pictures   {folder}: samples/, progress.gif, losses.png
+  timeline   {folder / "report.html"}
+  pictures   {folder}: samples.png, progress.gif, losses.png, samples/
   bundle     {trained.bundle}
   MLflow     run {mlflow_run_id} in {mlflow.get_tracking_uri()}
 
@@ -72,14 +106,20 @@ Next:
 """
 
 
-def page(title: str, scores: Scores, champion: dict[str, str], links: str, sheet: Path) -> str:
+def page(
+    title: str, scores: Scores, champion: dict[str, str], links: dict[str, str], sheet: Path
+) -> str:
     """The run as markdown, with the last sample sheet inside."""
+    stated = ", ".join(
+        f"[{name}]({address})" if is_web_address(address) else f"{name}: `{address}`"
+        for name, address in links.items()
+    )
     picture = base64.b64encode(sheet.read_bytes()).decode()
     return f"""# {title}
 
 ![a hundred drawn digits](data:image/png;base64,{picture})
 
-{links}
+{stated}
 
 {scores.num_samples:,} drawn images against the real test images, judged by {scores.judge}.
 "champion": what the champion scored when it was registered. "real": what real training images
@@ -108,17 +148,34 @@ def champion_scores(client: MlflowClient, scores: Scores) -> dict[str, str]:
     return tags if same else {}
 
 
-def mlflow_links(client: MlflowClient, mlflow_run_id: str, version: RegisteredVersion) -> str:
-    """Where to see the run and the version, and where their files lie."""
-    uri = mlflow.get_tracking_uri()
-    if not uri.startswith(("http://", "https://")):
-        return f"MLflow run `{mlflow_run_id}` in `{uri}`: `make ui` shows it."
-    run = client.get_run(mlflow_run_id).info
-    base = f"{uri.rstrip('/')}/#"
+def addresses(
+    client: MlflowClient, mlflow_run_id: str, version: RegisteredVersion
+) -> dict[str, str]:
+    """Where to see the run and the version, and where their files lie; by name."""
+    run, uri = client.get_run(mlflow_run_id), mlflow.get_tracking_uri()
+    found = {"MLflow run": f"{mlflow_run_id} in {uri}: make ui shows it"}
+    if is_web_address(uri):
+        base = f"{uri.rstrip('/')}/#"
+        page = f"{base}/experiments/{run.info.experiment_id}/runs/{mlflow_run_id}"
+        model = f"{base}/models/{version.name}/versions/{version.version}"
+        # Without the workflow, MLflow shows the run among the evaluations of language models.
+        found = {
+            "timeline": f"{page}/artifacts/report.html?workflowType=machine_learning",
+            "MLflow run": f"{page}?workflowType=machine_learning",
+            f"version {version.version}": model,
+        }
+    tags = client.get_model_version(version.name, str(version.version)).tags
+    found["files"] = artifact_address(run.info.artifact_uri)
+    elsewhere = {"S3": tags.get("s3"), "Prefect": run.data.tags.get("prefect_flow_run_url")}
+    return found | {name: address for name, address in elsewhere.items() if address}
+
+
+def note(scores: Scores, experiment_id: str, mlflow_run_id: str) -> str:
+    """The run's description in MLflow: three lines are all that it shows of one."""
     return (
-        f"[MLflow run]({base}/experiments/{run.experiment_id}/runs/{mlflow_run_id}), "
-        f"[version {version.version}]({base}/models/{version.name}/versions/{version.version}) "
-        f"of the model, files in `{artifact_address(run.artifact_uri)}`"
+        f"Frechet distance **{scores.frechet_distance:.4f}**, {scores.num_samples:,} images, "
+        f"judged by {scores.judge}.\n\nSee it learn: "
+        f"[report.html](#/experiments/{experiment_id}/runs/{mlflow_run_id}/artifacts/report.html)"
     )
 
 
@@ -127,17 +184,3 @@ def artifact_address(uri: str) -> str:
     store = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
     address = urlsplit(uri)
     return f"{store}{address.path}" if store and address.scheme == "mlflow-artifacts" else uri
-
-
-def score_rows(scores: Scores) -> list[tuple[str, float, str, str]]:
-    """Name, score, floor and meaning, in order; floors hold for as many images alone.
-
-    The shares of the ten digits are left to MLflow.
-    """
-    floor = load_floors()
-    floors = floor.metrics() if floor.num_samples == scores.num_samples else {}
-    return [
-        (name, value, f"{floors[name]:.4f}" if name in floors else "", explain(name).meaning)
-        for name, value in scores.metrics().items()
-        if not name.startswith("digit_share")
-    ]

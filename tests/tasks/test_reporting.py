@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gan.evaluation.scores import load_floors
+from gan.evaluation.scores import load_floors, score_rows
+from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
-from tasks.reporting import artifact_address, page, score_rows, summary
+from tasks.reporting import artifact_address, page, summary
 from tasks.training import TrainedGenerator
 
+DECISION = Decision(version=3, champion=2, promoted=False, reason="it is no better")
 VERSION = RegisteredVersion(name="mnist-gan-generator", version=3, alias="challenger")
 
 
@@ -36,13 +38,14 @@ def test_summary_says_what_came_out_and_what_to_type_next(tmp_path: Path) -> Non
     trained = TrainedGenerator(
         bundle=tmp_path / "bundle", digest="0" * 64, seconds=61.5, images_per_s=2000.4
     )
-    text = summary("quick, 5 epochs", trained, load_floors(), VERSION, "abc", tmp_path)
+    text = summary("quick, 5 epochs", trained, load_floors(), VERSION, DECISION, "abc", tmp_path)
     for words in (
         "quick, 5 epochs",
         "frechet_distance",
         "10,000 images, mnist-judge-1",
         "in 62 s, 2,000 images/s",
         f"run abc in {mlflow.get_tracking_uri()}",
+        "not promoted: it is no better",
         "make ui",
         "models:/mnist-gan-generator@challenger",
     ):
@@ -52,11 +55,11 @@ def test_summary_says_what_came_out_and_what_to_type_next(tmp_path: Path) -> Non
 def test_page_holds_the_sheet_the_champion_and_the_links(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((302, 302), np.uint8)).save(tmp_path / "sheet.png")
     champion = {"frechet_distance": "0.4321", "recipe": "quick"}
-    text = page("quick", load_floors(), champion, "[run](x)", tmp_path / "sheet.png")
+    text = page("quick", load_floors(), champion, {"run": "http://x/y"}, tmp_path / "sheet.png")
     assert "data:image/png;base64," in text
     (row,) = [line for line in text.splitlines() if line.startswith("| frechet_distance |")]
     assert f"| 0.4321 | {load_floors().frechet_distance:.4f} |" in row
-    assert "[run](x)" in text
+    assert "[run](http://x/y)" in text
     assert text.count("\n") < 40, "a page, not a flood"
 
 
