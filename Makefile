@@ -9,6 +9,8 @@ PIP := $(PY) -m pip --disable-pip-version-check
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
+# A server takes a run that says nothing for three of these for dead.
+export PREFECT_FLOWS_HEARTBEAT_FREQUENCY ?= 30
 # Without git on the machine, MLflow's library for it would print a page of warnings a run.
 export GIT_PYTHON_REFRESH ?= quiet
 # Threads that spin while they wait make a step many times slower as soon as another process wants
@@ -30,7 +32,7 @@ help: ## List the targets
 setup: $(READY) ## Make .venv from requirements.lock; the other targets do so by themselves
 
 .PHONY: train
-train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE NUM_SAMPLES
+train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE NUM_SAMPLES RESUME
 	@$(PY) -m flows.train_gan \
 	    $(if $(RECIPE),--recipe '$(RECIPE)') \
 	    $(if $(EPOCHS),--epochs '$(EPOCHS)') \
@@ -38,7 +40,8 @@ train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_
 	    $(if $(LEARNING_RATE),--learning-rate '$(LEARNING_RATE)') \
 	    $(if $(SEED),--seed '$(SEED)') \
 	    $(if $(DEVICE),--device '$(DEVICE)') \
-	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)')
+	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
+	    $(if $(RESUME),--resume)
 
 .PHONY: ui
 ui: $(READY) ## Open MLflow's UI on the local store, at http://127.0.0.1:5000 or the port in MLFLOW_PORT

@@ -14,7 +14,6 @@ import secrets
 import shlex
 import signal
 import socket
-import subprocess
 import sys
 import traceback
 import uuid
@@ -27,7 +26,7 @@ from honcho.environ import parse_procfile
 from honcho.manager import Manager
 from honcho.printer import Printer
 
-from deployments.sweeper import sweep
+from tasks.sweeper import MARK, sweep, watch_over
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCFILE = Path(__file__).with_name("Procfile")
@@ -107,6 +106,7 @@ def settings(folder: Path, ports: Mapping[str, int], keys: Mapping[str, str]) ->
         "PREFECT_API_URL": f"http://127.0.0.1:{ports['PREFECT_SERVER_API_PORT']}/api",
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "NO_PROXY": "127.0.0.1",
@@ -143,7 +143,7 @@ def process_environment(
         "MNIST_GAN_ROOT": str(ROOT),
         "STACK_FOLDER": str(folder),
         "STACK_BUCKET": BUCKET,
-        "STACK_ID": uuid.uuid4().hex,
+        MARK: uuid.uuid4().hex,
     }
 
 
@@ -157,16 +157,6 @@ def write_activation(path: Path, shared: Mapping[str, str]) -> None:
     ]
     path.touch(mode=0o600)
     path.write_text("\n".join(lines) + "\n")
-
-
-def watch_over(stack_id: str) -> None:
-    """Start the process that ends what is left of the stack once this one is gone."""
-    subprocess.Popen(
-        [sys.executable, "-m", "deployments.sweeper", str(os.getpid()), stack_id],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )
 
 
 def end_quietly(signum: int, frame: FrameType | None) -> None:
@@ -196,7 +186,7 @@ def run(folder: Path) -> int:
     write_activation(folder / "activate", shared)
     environment = process_environment(folder, ports, shared)
 
-    watch_over(environment["STACK_ID"])
+    watch_over(environment[MARK])
     stack = Manager(Printer(sys.stdout, colour=False, prefix=False))
     for name, command in parse_procfile(PROCFILE.read_text()).processes.items():
         stack.add_process(name, command, env=environment, cwd=str(ROOT))
@@ -207,10 +197,10 @@ def run(folder: Path) -> int:
         # A signal in the first moments, before honcho knows all its processes, fails in honcho.
         if stack.returncode not in ASKED_TO_END:
             traceback.print_exc()
-        sweep(environment["STACK_ID"])
+        sweep(environment[MARK])
         os._exit(stack.returncode or 1)
     # A flow run has a session of its own, which honcho does not reach.
-    sweep(environment["STACK_ID"])
+    sweep(environment[MARK])
     if stack.returncode in ASKED_TO_END:
         return int(stack.returncode)
     raise StackError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import boto3
 import httpx
+import yaml
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -23,13 +24,17 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import State, StateType
+from prefect.events.schemas.automations import AutomationCore
 from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
+from tasks.aliases import PROMOTION
+from tasks.reconciliation import MAX_STARTS
+from tasks.schedule import GPU
+
 POOL = "gpu"
 PATIENCE_S = 120
-MAX_STARTS = 3
-"""A run that the stack does not survive this often is given up."""
+AUTOMATIONS = Path(__file__).with_name("automations.yaml")
 UNDER_WAY = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
@@ -62,7 +67,7 @@ def wait_until(ready: Callable[[], bool], name: str) -> None:
 
 
 def provide_pool(client: SyncPrefectClient) -> None:
-    """Create or refresh the work pool, and the one slot on its GPU, which is free."""
+    """Create or refresh the work pool, and the slots of which there is one each, and free."""
     pool = WorkPoolCreate(
         name=POOL,
         type="process",
@@ -70,8 +75,19 @@ def provide_pool(client: SyncPrefectClient) -> None:
         base_job_template=ProcessWorker.get_default_base_job_template(),
     )
     client.create_work_pool(pool, overwrite=True)
-    client.upsert_global_concurrency_limit_by_name(POOL, limit=1)
-    client.update_global_concurrency_limit(POOL, GlobalConcurrencyLimitUpdate(active_slots=0))
+    for name in (GPU, PROMOTION):
+        client.upsert_global_concurrency_limit_by_name(name, limit=1)
+        client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
+
+
+def apply_automations(client: SyncPrefectClient) -> None:
+    """Bring the server's automations in line with automations.yaml."""
+    for wanted in yaml.safe_load(AUTOMATIONS.read_text()):
+        automation = AutomationCore.model_validate(wanted)
+        if known := client.read_automations_by_name(automation.name):
+            client.update_automation(known[0].id, automation)
+        else:
+            client.create_automation(automation)
 
 
 def take_up_runs(client: SyncPrefectClient) -> None:
@@ -115,6 +131,7 @@ def main() -> None:
     with get_client(sync_client=True) as client:
         provide_pool(client)
         take_up_runs(client)
+        apply_automations(client)
     deploy()
     activate = Path(os.environ["STACK_FOLDER"]) / "activate"
     if activate.is_relative_to(Path.cwd()):

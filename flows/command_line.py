@@ -5,26 +5,37 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
 import sys
+import uuid
 from typing import Any
 
 from prefect import Flow
-from prefect.exceptions import ParameterTypeError
+from prefect.exceptions import CancelledRun, ParameterTypeError
+from prefect.settings import PREFECT_API_URL
 
 from gan.errors import UserError
+from tasks.sweeper import MARK, watch_over
 
 
 def run(flow: Flow[..., Any]) -> None:
     """Run the flow with the options given; what the user can mend ends it with one sentence."""
     _quieten_user_errors()
     try:
-        flow(**flow.validate_parameters(_parse(flow)))
+        parameters = flow.validate_parameters(_parse(flow))
+        if not PREFECT_API_URL.value():
+            # Killed, the flow would leave its temporary server behind.
+            os.environ[MARK] = uuid.uuid4().hex
+            watch_over(os.environ[MARK])
+        flow(**parameters)
     except ParameterTypeError as error:
         faults = str(error).splitlines()[1:]
         said = (fault.strip(" -").replace("Value error, ", "") for fault in faults)
         sys.exit("error: " + "; ".join(said))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except CancelledRun as ended:
+        sys.exit(str(ended))
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
@@ -37,9 +48,12 @@ def _parse(flow: Flow[..., Any]) -> dict[str, str | None]:
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=what, allow_abbrev=False)
     for parameter, schema in flow.parameters.properties.items():
         default = schema.get("default")
+        switch = schema.get("type") == "boolean"
         parser.add_argument(
             f"--{parameter.replace('_', '-')}",
             default=argparse.SUPPRESS,
+            nargs="?" if switch else None,
+            const="true" if switch else None,
             metavar=parameter.upper(),
             help=schema["description"] + ("" if default is None else f" (default: {default})"),
         )

@@ -5,6 +5,7 @@ from uuid import UUID
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
@@ -23,13 +24,20 @@ from gan.recipes import configure
 from gan.training import choose_device
 from tasks.data import download_mnist
 from tasks.evaluation import evaluate_generator
+from tasks.interruption import cancelled_by
+from tasks.packing import pack_generator
+from tasks.promotion import PromotionMode, promote_version
+from tasks.reconciliation import end_left_runs
 from tasks.registry import RegisteredVersion, register_generator
 from tasks.reporting import report
-from tasks.schedule import gpu_limits, reason_to_drop
+from tasks.run_folder import finish, own_run_folder
+from tasks.schedule import GPU_LEASE_S, gpu_limits, reason_to_drop
 from tasks.services import check_services
 from tasks.settings import load_settings
+from tasks.storage import S3Address
 from tasks.tracking import describe, end_tracking, tracked_run
 from tasks.training import train_generator
+from tasks.versions import check_destination, point_to_champion, publish_generator
 
 
 def name_run() -> str:
@@ -58,7 +66,10 @@ def train_gan(
     seed: Seed | None = 0,
     device: DeviceName = "auto",
     num_samples: NumSamples = 10_000,
+    promote: PromotionMode = "if-better",
+    publish_to: S3Address | None = None,
     max_delay_hours: MaxDelayHours | None = None,
+    resume: bool = False,
 ) -> RegisteredVersion | State[None]:
     """Train a GAN on MNIST, judge what it draws and register the generator.
 
@@ -70,7 +81,10 @@ def train_gan(
         seed: decides everything random; empty for a fresh one each run.
         device: where to train; auto takes CUDA, then MPS, then the CPU.
         num_samples: drawn images to judge; scores of different counts do not compare.
+        promote: whether it becomes champion: if-better than the one there is, never or always.
+        publish_to: also publish it to s3://bucket/prefix; empty for the setting, if there is one.
         max_delay_hours: drop a scheduled run that starts later than this; empty for never.
+        resume: go on with the last interrupted training of the same parameters on this machine.
     """
     if reason := reason_to_drop(max_delay_hours):
         return Cancelled(message=reason)
@@ -83,21 +97,37 @@ def train_gan(
         seed=choose_seed(seed),
     )
     place = choose_device(device).type
-    folder = settings.runs_dir / str(flow_run.get_id())
-    folder.mkdir(parents=True, exist_ok=True)
+    destination = publish_to or settings.publish_to
 
     check_services()
+    end_left_runs()
+    if destination:
+        check_destination(destination)
     dataset = download_mnist(settings.data_dir, settings.data_mirrors)
-    with (
-        concurrency(gpu_limits(), occupy=1),
-        tracked_run(config, dataset, place, settings.runs_dir) as run_id,
-    ):
-        trained = train_generator(config, dataset, place, run_id, folder)
-        scores = evaluate_generator(
-            trained.bundle, dataset, place, run_id, folder, num_samples=num_samples
-        )
-        version = register_generator(trained, scores, run_id)
-    report(config, trained, scores, version, run_id, folder)
+    with own_run_folder(settings.runs_dir, config, resume=resume) as folder:
+        try:
+            with (
+                concurrency(gpu_limits(), occupy=1, lease_duration=GPU_LEASE_S),
+                tracked_run(config, dataset, place, folder) as run_id,
+            ):
+                trained = train_generator(
+                    config, dataset, place, run_id, folder, settings.checkpoint_every_s
+                )
+                scores = evaluate_generator(
+                    trained.bundle, dataset, place, run_id, folder, num_samples=num_samples
+                )
+                trained = pack_generator(trained, config, scores, run_id)
+                version = register_generator(trained, scores, run_id)
+                decision = promote_version(
+                    version.version, promote, dataset, place, folder, num_samples=num_samples
+                )
+                if destination:
+                    publish_generator(trained.bundle, version.version, destination)
+                    point_to_champion(destination)
+                report(config, trained, scores, version, decision, run_id, folder)
+        except (KeyboardInterrupt, TerminationSignal) as signal:
+            return cancelled_by(signal, folder)
+        finish(folder)
     return version
 
 

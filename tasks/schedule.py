@@ -7,6 +7,9 @@ from prefect.settings import PREFECT_API_URL
 
 GPU = "gpu"
 """Name of the global concurrency limit of which a training takes a slot."""
+GPU_LEASE_S = 60
+"""How long the slot of a training that died stays taken, and how long a server may be away before
+another training may get it."""
 
 
 def gpu_limits() -> list[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gan.errors import UserError
+from tasks.storage import S3Address
 
 
 class SettingsError(UserError):
@@ -49,6 +50,12 @@ class Settings(BaseSettings):
 
     runs_dir: Path = Path("runs")
     """Where each run gets a folder of its own."""
+
+    publish_to: S3Address | None = None
+    """Where generators are published, such as ``s3://bucket/prefix``; by default nowhere."""
+
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 30.0
+    """Seconds between two checkpoints of a training; more where saving would take over 1%."""
 
     data_mirrors: Annotated[
         tuple[Annotated[str, AfterValidator(_check_mirror)], ...], NoDecode, BeforeValidator(_split)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,61 +16,114 @@ import mlflow
 import torch
 from filelock import FileLock
 from mlflow import MlflowClient
-from prefect import Flow, runtime
+from mlflow.exceptions import MlflowException
+from prefect import Flow, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_UI_URL
+from requests import RequestException
 
 from gan.bundle import name_architecture
 from gan.config import TrainConfig
 from gan.evaluation.judge import JUDGE_ID
 from tasks.data import DatasetRef
+from tasks.run_folder import make_folder
+from tasks.services import ServiceError, find_silent_service
 
 EXPERIMENT = "mnist-gan"
+MODEL_NAME = "mnist-gan-generator"
+
+
+def open_experiment(runs_dir: Path) -> None:
+    """Set MLflow's experiment; creates it, and the local database, if they are not there."""
+    make_folder(runs_dir)
+    # Two processes that create the local database at the same time would spoil each other's.
+    with FileLock(runs_dir / ".mlflow.lock"):
+        mlflow.set_experiment(EXPERIMENT)
 
 
 @contextmanager
 def tracked_run(
-    config: TrainConfig, dataset: DatasetRef, device: str, runs_dir: Path
+    config: TrainConfig, dataset: DatasetRef, device: str, folder: Path, **tags: str
 ) -> Iterator[str]:
-    """Keep one MLflow run open; gives its id. An exception inside ends it as FAILED.
+    """Keep a training's MLflow run open; gives its id. See `open_run`.
 
-    A flow run that is taken up again goes on in the MLflow run that it had.
-
-    Written down at once: every parameter of the config, what the run stands on (data, judge,
-    commit, library versions, device) and the Prefect flow run it belongs to.
+    Written down at once: every parameter of the config, and what the run stands on (data, judge,
+    commit, library versions, device).
     """
-    # Two processes that create the local database at the same time would spoil each other's.
-    with FileLock(runs_dir / ".mlflow.lock"):
-        mlflow.set_experiment(EXPERIMENT)
-    flow_run_id = runtime.flow_run.get_id()
-    known = find_run(flow_run_id) if flow_run_id else None
-    with mlflow.start_run(known, run_name=describe(config), log_system_metrics=True) as run:
-        mlflow.log_params(flat_parameters(config))
+    tags |= {
+        "recipe": config.recipe,
+        "dataset_digest": dataset.digest,
+        "judge": JUDGE_ID,
+        "device": device,
+    }
+    with open_run(describe(config), flat_parameters(config), tags, folder) as run_id:
+        yield run_id
+
+
+@contextmanager
+def open_run(
+    name: str, parameters: dict[str, object], tags: dict[str, str], folder: Path
+) -> Iterator[str]:
+    """Keep one MLflow run open; gives its id. It ends as the code inside does: FINISHED, KILLED
+    where a user or the system ended it, FAILED after any other exception.
+
+    What is taken up again, known by its folder, goes on in the run that it had. The tags say
+    besides the given ones which code ran where, and for which Prefect flow run.
+    """
+    # A server that is away shall be noticed in seconds; what must arrive is sent again by us.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    open_experiment(folder.parent)
+    known = find_run("run_folder", folder.name)
+    run = mlflow.start_run(known, run_name=name, log_system_metrics=True)
+    try:
+        mlflow.log_params(parameters)
         mlflow.set_tags(
             {
-                "recipe": config.recipe,
-                "dataset_digest": dataset.digest,
-                "judge": JUDGE_ID,
+                **tags,
                 "git_commit": git_commit(),
-                "device": device,
                 "cpu": platform.processor() or platform.machine(),
+                "host": socket.gethostname(),
                 "threads": str(torch.get_num_threads()),
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "mlflow": mlflow.__version__,
-                "prefect_flow_run_id": flow_run_id or "",
+                "run_folder": folder.name,
+                "prefect_flow_run_id": runtime.flow_run.get_id() or "",
                 "prefect_flow_run_name": runtime.flow_run.get_name() or "",
                 "prefect_flow_run_url": flow_run_url(),
             }
         )
         yield run.info.run_id
+    except (KeyboardInterrupt, TerminationSignal):
+        _end_run("KILLED")
+        raise
+    except (MlflowException, RequestException, ServiceError) as error:
+        _end_run("FAILED")
+        if away := find_silent_service():
+            raise ServiceError(
+                f"{away}; what is trained is kept in {folder}, and the same command with --resume, "
+                f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
+            ) from error
+        raise
+    except BaseException:
+        _end_run("FAILED")
+        raise
+    _end_run("FINISHED")
 
 
-def find_run(flow_run_id: str) -> str | None:
-    """The MLflow run of a flow run, if it has one yet."""
+def _end_run(status: str) -> None:
+    try:
+        mlflow.end_run(status)
+    except (MlflowException, RequestException, OSError) as error:
+        get_run_logger().warning("MLflow was not told that the run is %s: %s", status, error)
+
+
+def find_run(tag: str, value: str) -> str | None:
+    """The MLflow run with this value of a tag, if there is one."""
     runs = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
-        filter_string=f"tags.prefect_flow_run_id = '{flow_run_id}'",
+        filter_string=f"tags.{tag} = '{value}'",
         max_results=1,
         output_format="list",
     )
@@ -76,9 +131,14 @@ def find_run(flow_run_id: str) -> str | None:
 
 
 def end_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A hook for flow runs that are cancelled or crash: their MLflow run counts as killed."""
-    if run_id := find_run(str(flow_run.id)):
-        MlflowClient().set_terminated(run_id, "KILLED")
+    """A hook for flow runs that are cancelled or crash: their MLflow runs end like them."""
+    left = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"tags.prefect_flow_run_id = '{flow_run.id}' and status = 'RUNNING'",
+        output_format="list",
+    )
+    for run in left:
+        MlflowClient().set_terminated(run.info.run_id, "FAILED" if state.is_crashed() else "KILLED")
 
 
 def describe(config: TrainConfig) -> str:

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import Metric
 from PIL import Image
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 
 from gan.bundle import save_bundle
+from gan.checkpoint import Checkpoints
 from gan.config import TrainConfig
 from gan.data import load_mnist
-from gan.sampling import draw_sheet
-from gan.training import Progress, TrainState, train
+from gan.errors import UserError
+from gan.evaluation.judge import judge_images, load_judge
+from gan.sampling import ANY_DIGIT, draw, draw_sheet
+from gan.training import DivergenceError, Progress, TrainState, train
 from tasks.data import DatasetRef
-from tasks.pictures import plot_losses, save_animation
+from tasks.journal import open_journal, sheet_path
+from tasks.pictures import enlarge, plot_losses, save_animation
 from tasks.progress import live_progress
 
 SHEET_SEED = 0
 """The noise of the sample sheets: the same in every epoch of every run."""
-CURVES = ("d_loss", "g_loss", "d_real", "d_fake", "images_per_s")
+MIN_STEPS_TO_COLLAPSE = 3000
+"""A generator that draws one digit before has perhaps not learned others yet."""
+NUM_LOOKED_AT = 500
+COLLAPSED_SHARE = 0.99
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+class MemoryShortage(UserError):  # noqa: N818
+    """The training does not fit into the memory there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,56 +52,130 @@ class TrainedGenerator:
     digest: str
     """The bundle's sha256."""
     seconds: float
-    """Wall time of the training, pictures and tracking included."""
+    """Wall time of the training since it was last taken up, pictures and tracking included."""
     images_per_s: float
-    """Real images a second, over the whole of it."""
+    """Real images a second in that time."""
 
 
 @task(name="train", cache_policy=NO_CACHE)
 def train_generator(
-    config: TrainConfig, dataset: DatasetRef, device: str, mlflow_run_id: str, folder: Path
+    config: TrainConfig,
+    dataset: DatasetRef,
+    device: str,
+    mlflow_run_id: str,
+    folder: Path,
+    checkpoint_every_s: float,
+    look: Callable[[TrainState], None] | None = None,
 ) -> TrainedGenerator:
-    """Train a generator; leaves its bundle, history and pictures in `folder` and in MLflow."""
-    client = MlflowClient()
-    data = load_mnist(dataset.folder, device).train
-    state = TrainState(config, torch.device(device))
-    started = time.perf_counter()
-    history: list[Progress] = []
+    """Train a generator; leaves its bundle, history and pictures in `folder` and in MLflow.
 
-    with live_progress(config.epochs) as show:
-        for progress in train(state, data):
-            show(progress)
-            if not progress.epoch_done:
-                continue
-            history.append(progress)
-            log_curves(client, mlflow_run_id, progress)
-            if is_picture_epoch(progress.epoch, config.epochs):
-                sheet = Image.fromarray(draw_sheet(state.sampler, seed=SHEET_SEED).numpy())
-                path = folder / "samples" / f"epoch-{progress.epoch:04}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                sheet.save(path)
-                client.log_image(mlflow_run_id, sheet, key="samples", step=progress.epoch)
-    seconds = time.perf_counter() - started
+    Goes on from the newest checkpoint in `folder`, if there is one. After every epoch that gets a
+    picture, `look` is shown the state; what it raises ends the training.
 
-    curves = pd.DataFrame(asdict(progress) for progress in history)
+    Raises:
+        CheckpointError: that checkpoint is of another training, or the disk refuses a new one.
+        DivergenceError: the losses are no numbers any more, or only one digit is drawn.
+        MemoryShortage: the batch does not fit.
+        ServiceError: MLflow went away and did not come back; the training is whole on disk.
+    """
+    place = torch.device(device)
+    data = load_mnist(dataset.folder, place).train
+    checkpoints = Checkpoints(folder / "checkpoints", every_s=checkpoint_every_s)
+    state = checkpoints.load(config, place) or TrainState(config, place)
+    began, started = state.step, time.perf_counter()
+
+    # A signal interrupts this thread, never the one that takes the steps: the state stays whole.
+    with (
+        memory_shortage_explained(config, device),
+        live_progress(config.epochs) as show,
+        open_journal(mlflow_run_id, folder, state.history) as journal,
+        ThreadPoolExecutor(1, thread_name_prefix="steps") as steps,
+    ):
+        training = train(state, data)
+
+        def advance() -> Progress | None:
+            """Take the steps up to the next report, and keep what belongs to it."""
+            progress = next(training, None)
+            if progress and progress.epoch_done and is_picture_epoch(progress.epoch, config.epochs):
+                check_diversity(state)
+                save_sheet(state, sheet_path(folder, progress.epoch))
+                if look:
+                    look(state)
+            if progress:
+                checkpoints.save_if_due(state)
+            return progress
+
+        try:
+            while progress := steps.submit(advance).result():
+                show(progress)
+                if progress.epoch_done:
+                    journal.offer(progress)
+        except (KeyboardInterrupt, TerminationSignal):
+            steps.submit(checkpoints.save, state)
+            raise
+        checkpoints.save(state)
+        seconds = time.perf_counter() - started
+        digest = save_bundle(state.sampler, folder / "bundle")
+        journal.deliver()
+
+    curves = pd.DataFrame(asdict(progress) for progress in state.history)
     curves.to_csv(folder / "history.csv", index=False)
     plot_losses(curves, folder / "losses.png")
     save_animation(sorted((folder / "samples").glob("*.png")), folder / "progress.gif")
-    for artifact in ("history.csv", "losses.png", "progress.gif"):
-        client.log_artifact(mlflow_run_id, str(folder / artifact))
+    enlarge(sheet_path(folder, config.epochs), folder / "samples.png")
+    for artifact in ("history.csv", "losses.png", "progress.gif", "samples.png"):
+        MlflowClient().log_artifact(mlflow_run_id, str(folder / artifact))
     return TrainedGenerator(
         bundle=folder / "bundle",
-        digest=save_bundle(state.sampler, folder / "bundle"),
+        digest=digest,
         seconds=seconds,
-        images_per_s=state.step * config.batch_size / seconds,
+        images_per_s=(state.step - began) * config.batch_size / seconds,
     )
 
 
-def log_curves(client: MlflowClient, mlflow_run_id: str, progress: Progress) -> None:
-    """Send one epoch's numbers to MLflow, in one request."""
-    now = int(time.time() * 1000)
-    metrics = [Metric(name, getattr(progress, name), now, progress.epoch) for name in CURVES]
-    client.log_batch(mlflow_run_id, metrics=metrics)
+def save_sheet(state: TrainState, path: Path) -> None:
+    """Draw a sheet of digits from the noise that is the same for all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = Image.fromarray(draw_sheet(state.sampler, seed=SHEET_SEED).numpy())
+    # The name appears with the whole picture: a process may die at any moment.
+    sheet.save(path.with_suffix(".part"), format="png")
+    path.with_suffix(".part").rename(path)
+
+
+def check_diversity(state: TrainState) -> None:
+    """See that a generator that had time to learn draws more than one digit.
+
+    Raises:
+        DivergenceError: the judge sees the same digit in nearly all drawings.
+    """
+    if state.step < MIN_STEPS_TO_COLLAPSE:
+        return
+    drawn = draw(state.sampler, [ANY_DIGIT], num=NUM_LOOKED_AT, seed=SHEET_SEED)
+    seen = judge_images(load_judge(), drawn).digits.bincount(minlength=10)
+    if int(seen.max()) > COLLAPSED_SHARE * NUM_LOOKED_AT:
+        raise DivergenceError(
+            f"the generator collapsed by epoch {len(state.history)}: the judge sees a "
+            f"{int(seen.argmax())} in {int(seen.max())} of {NUM_LOOKED_AT} drawings"
+        )
+
+
+@contextmanager
+def memory_shortage_explained(config: TrainConfig, device: str) -> Iterator[None]:
+    """Say in a sentence what a training that does not fit into memory can do.
+
+    Raises:
+        MemoryShortage: in the place of every error that says so.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # The allocator of the CPU raises a plain RuntimeError.
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise MemoryShortage(
+            f"the memory of device {device} does not hold a batch of {config.batch_size}; "
+            f"ask for a smaller batch_size"
+        ) from error
 
 
 def is_picture_epoch(epoch: int, epochs: int) -> bool:

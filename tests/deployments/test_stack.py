@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from deployments.stack import PORTS, StackError, check_ports, read_keys, read_ports
-from deployments.sweeper import find_processes, sweep
+from tasks.sweeper import MARK, find_processes, sweep
 from tests.deployments.local_stack import LocalStack, wait_for
 
 PARTS = {"weed", "prefect", "mlflow", "deployments.worker"}
@@ -63,7 +63,7 @@ def test_sweep_ends_processes_in_other_sessions_and_those_that_will_not_listen()
         for script in (meek, stubborn):
             child = subprocess.Popen(
                 [sys.executable, "-c", script],
-                env=os.environ | {"STACK_ID": stack_id},
+                env=os.environ | {MARK: stack_id},
                 stdout=subprocess.PIPE,
                 start_new_session=True,
             )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from prefect import runtime
+from prefect.exceptions import TerminationSignal
 
 from gan.data import DATASET_DIGEST
 from gan.recipes import RECIPES, quick, vanilla
@@ -63,30 +63,30 @@ def test_commit_outside_a_checkout_is_unknown(
     assert git_commit() == "unknown"
 
 
-def test_flow_run_that_is_taken_up_again_goes_on_in_its_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0d1c")
-    monkeypatch.setattr(runtime.flow_run, "get_name", lambda: "again")
-    with pytest.raises(ZeroDivisionError), tracked_run(quick(), DATASET, "cpu", tmp_path) as first:
+@pytest.mark.parametrize(
+    ("signal", "status"), [(KeyboardInterrupt(), "KILLED"), (TerminationSignal(15), "KILLED")]
+)
+def test_signal_ends_the_run_as_killed(signal: BaseException, status: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(type(signal)),
+        tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id,
+    ):
+        raise signal
+    assert mlflow.get_run(run_id).info.status == status
+
+
+def test_training_that_is_taken_up_again_goes_on_in_its_run(tmp_path: Path) -> None:
+    folder = tmp_path / "0d1c"
+    with pytest.raises(ZeroDivisionError), tracked_run(quick(), DATASET, "cpu", folder) as first:
         raise ZeroDivisionError
-    with tracked_run(quick(), DATASET, "cpu", tmp_path) as second:
+    with tracked_run(quick(), DATASET, "cpu", folder) as second:
         assert mlflow.get_run(second).info.status == "RUNNING"
     assert second == first
     assert mlflow.get_run(first).info.status == "FINISHED"
-    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "0d1d")
-    with tracked_run(quick(), DATASET, "cpu", tmp_path) as other:
+    with tracked_run(quick(), DATASET, "cpu", tmp_path / "0d1d") as other:
         pass
     assert other != first
 
 
-def test_runs_without_a_flow_run_are_kept_apart(tmp_path: Path) -> None:
-    ids = set()
-    for _ in range(2):
-        with tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id:
-            ids.add(run_id)
-    assert len(ids) == 2
-
-
 def test_flow_run_that_crashes_before_it_is_tracked_has_nothing_to_end() -> None:
-    assert find_run("0d1e") is None
+    assert find_run("prefect_flow_run_id", "0d1e") is None

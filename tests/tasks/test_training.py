@@ -1,8 +1,122 @@
-import pytest
+"""Training as a step, on real MNIST with tiny budgets, against a real MLflow on SQLite."""
 
-from gan.training import Progress
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from prefect import flow
+from prefect.testing.utilities import prefect_test_harness
+
+from gan.checkpoint import Checkpoints
+from gan.config import TrainConfig
+from gan.data import DATASET_DIGEST
+from gan.recipes import vanilla
+from gan.training import DivergenceError, Progress, TrainState
+from tasks.data import DatasetRef
 from tasks.progress import describe
-from tasks.training import is_picture_epoch
+from tasks.training import MIN_STEPS_TO_COLLAPSE, check_diversity, is_picture_epoch, train_generator
+
+TINY = replace(vanilla(), epochs=1, batch_size=5000)
+
+
+@pytest.fixture(scope="module")
+def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect API for the step's log and page, and an MLflow store."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    with prefect_test_harness():
+        yield
+    mlflow.set_tracking_uri(before)
+
+
+def train_in(folder: Path, mnist_dir: Path, config: TrainConfig = TINY) -> str:
+    """Train as the only step of a flow; the digest of the bundle."""
+    dataset = DatasetRef(folder=mnist_dir, digest=DATASET_DIGEST, sources=())
+    run_id = MlflowClient().create_run("0").info.run_id
+
+    @flow
+    def only_train() -> str:
+        return train_generator(config, dataset, "cpu", run_id, folder, 0.0).digest
+
+    return only_train()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_servers")
+def test_an_exception_keeps_the_last_good_checkpoint_and_leaves_no_bundle(
+    tmp_path: Path, mnist_dir: Path
+) -> None:
+    hopeless = replace(TINY, r1_gamma=1e38, penalty_interval=10**9)
+    good = Checkpoints(tmp_path / "checkpoints").save(TrainState(hopeless, torch.device("cpu")))
+    with pytest.raises(DivergenceError, match="the losses are no numbers any more in epoch"):
+        train_in(tmp_path, mnist_dir, hopeless)
+    assert Checkpoints(tmp_path / "checkpoints").find() == [good]
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_servers")
+def test_a_training_taken_up_at_its_end_only_writes_the_bundle_again(
+    tmp_path: Path, mnist_dir: Path
+) -> None:
+    digest = train_in(tmp_path, mnist_dir)
+    (tmp_path / "bundle" / "config.json").unlink()
+    assert train_in(tmp_path, mnist_dir) == digest
+
+
+def collapsed_state(step: int) -> TrainState:
+    """A generator that draws the same picture whatever the noise."""
+    state = TrainState(vanilla(), torch.device("cpu"))
+    state.step = step
+    first = state.sampler.layers[0]  # type: ignore[union-attr]
+    torch.nn.init.zeros_(first.weight)
+    return state
+
+
+def test_a_generator_that_draws_one_digit_only_is_stopped() -> None:
+    with pytest.raises(DivergenceError, match=r"collapsed .* sees a \d in 500 of 500 drawings"):
+        check_diversity(collapsed_state(MIN_STEPS_TO_COLLAPSE))
+
+
+def test_one_that_had_no_time_to_learn_is_not() -> None:
+    check_diversity(collapsed_state(MIN_STEPS_TO_COLLAPSE - 1))
+
+
+@pytest.mark.slow
+def test_a_batch_that_does_not_fit_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """In a process of its own, whose memory is bounded."""
+    script = """
+import resource, torch
+from dataclasses import replace
+from gan.recipes import vanilla
+from gan.training import TrainState, train
+from tasks.training import memory_shortage_explained
+from tests.gan.test_training import noise_data
+config = replace(vanilla(), batch_size=60_000)
+state, data = TrainState(config, torch.device("cpu")), noise_data(60_000)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+with memory_shortage_explained(config, "cpu"):
+    next(train(state, data))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": "."},
+    )
+    assert (
+        "MemoryShortage: the memory of device cpu does not hold a batch of 60000; "
+        "ask for a smaller batch_size"
+    ) in done.stderr
 
 
 def test_published_epochs_get_pictures() -> None:

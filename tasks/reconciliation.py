@@ -1,0 +1,109 @@
+"""One truth: MLflow and Prefect agree on every run, also where its process died without a word."""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterEndTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import AwaitingRetry, Crashed
+
+from tasks.run_folder import is_abandoned
+from tasks.settings import load_settings
+from tasks.tracking import EXPERIMENT, open_experiment
+
+MAX_STARTS = 3
+"""A training that crashes this often is given up."""
+LOOK_BACK = timedelta(days=1)
+"""What crashed before is left to the user."""
+ENDS = {
+    StateType.COMPLETED: "FINISHED",
+    StateType.CANCELLED: "KILLED",
+    StateType.FAILED: "FAILED",
+    StateType.CRASHED: "FAILED",
+}
+"""How MLflow calls the ends of a flow run."""
+
+
+@task(name="end left runs", cache_policy=NO_CACHE)
+def end_left_runs() -> None:
+    """End the MLflow runs that nobody works on any more, and the flow runs whose process died here.
+
+    A run whose flow run is over ends like it. Where Prefect still believes in a run, or does not
+    know it, its folder tells: a process that trains on this machine holds its lock.
+    """
+    open_experiment(load_settings().runs_dir)
+    running = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string="attributes.status = 'RUNNING' and tags.prefect_flow_run_id != ''",
+        output_format="list",
+    )
+    with get_client(sync_client=True) as prefect:
+        for run in running:
+            _end_if_left(prefect, run)
+
+
+def _end_if_left(prefect: SyncPrefectClient, run: Run) -> None:
+    known = read_flow_run(prefect, UUID(run.data.tags["prefect_flow_run_id"]))
+    if known and known.state and known.state.is_final():
+        status = ENDS[known.state.type]
+    elif _died_here(run):
+        status = "FAILED"
+        if known:
+            crashed: State[None] = Crashed(message="The process ended without a word.")
+            prefect.set_flow_run_state(known.id, crashed, force=True)
+    else:
+        return
+    MlflowClient().set_terminated(run.info.run_id, status)
+    get_run_logger().info("MLflow run %s was left open: %s", run.info.run_name, status)
+
+
+def _died_here(run: Run) -> bool:
+    if run.data.tags.get("host") != socket.gethostname():
+        return False
+    return is_abandoned(load_settings().runs_dir / run.data.tags["run_folder"])
+
+
+def read_flow_run(prefect: SyncPrefectClient, flow_run_id: UUID) -> FlowRun | None:
+    """A flow run, if this server knows it."""
+    try:
+        return prefect.read_flow_run(flow_run_id)
+    except ObjectNotFound:
+        return None
+
+
+@task(name="take up crashed runs", cache_policy=NO_CACHE)
+def take_up_crashed_runs() -> None:
+    """Schedule deployed trainings again that crashed a short while ago, a few times each."""
+    with get_client(sync_client=True) as prefect:
+        crashed = prefect.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),
+                tags=FlowRunFilterTags(all_=["training"]),
+                deployment_id=FlowRunFilterDeploymentId(is_null_=False),
+                end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - LOOK_BACK),
+            )
+        )
+        for run in crashed:
+            if run.run_count < MAX_STARTS:
+                again: State[None] = AwaitingRetry(
+                    message=f"Taken up again after crash {run.run_count}."
+                )
+                prefect.set_flow_run_state(run.id, again, force=True)
+                get_run_logger().info("Taken up again: %s", run.name)

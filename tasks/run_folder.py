@@ -1,0 +1,100 @@
+"""A run's folder on disk: found again where a training is resumed, and one process's at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from prefect.runtime import flow_run
+
+from gan.checkpoint import Checkpoints, find_config, plain
+from gan.config import TrainConfig
+from gan.errors import UserError
+
+
+class RunFolderError(UserError):
+    """There is no folder to run in, or none to resume."""
+
+
+@contextmanager
+def own_run_folder(runs_dir: Path, config: TrainConfig, *, resume: bool) -> Iterator[Path]:
+    """The folder of this flow run or, to resume, of the last interrupted training of this config.
+
+    A flow run that is retried has the folder it had.
+
+    Raises:
+        RunFolderError: nothing to resume, another process trains in it, or the disk refuses.
+    """
+    if resume:
+        folder = find_interrupted(runs_dir, config)
+    else:
+        folder = make_folder(runs_dir / str(flow_run.get_id()))
+    lock = lock_of(folder)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(f"another process is training in {folder}") from None
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {folder}: {error.strerror}") from None
+    with lock:
+        yield folder
+
+
+def finish(folder: Path) -> None:
+    """Remove what only a training that goes on would need."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    Path(lock_of(folder).lock_file).unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder and those above it, if they are not there.
+
+    Raises:
+        RunFolderError: the disk refuses; says which folder and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(f"cannot make the folder {folder}: {error.strerror}") from None
+    return folder
+
+
+def lock_of(folder: Path) -> FileLock:
+    """The lock that a process holds as long as it trains in a folder; the system frees it when the
+    process is gone."""
+    return FileLock(folder / ".lock", timeout=0)
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Whether a training began in this folder, on this machine, and its process is gone."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with lock_of(folder):
+            return True
+    except Timeout:
+        return False
+
+
+def find_interrupted(runs_dir: Path, config: TrainConfig) -> Path:
+    """The folder whose last checkpoint is the newest of all that belong to a config.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    wanted = json.loads(json.dumps(plain(config)))
+    found = [
+        checkpoints[0]
+        for folder in runs_dir.glob("*/checkpoints")
+        if find_config(folder) == wanted and (checkpoints := Checkpoints(folder).find())
+    ]
+    if not found:
+        raise RunFolderError(
+            f"no interrupted training with these parameters (seed {config.seed} among them) "
+            f"is in {runs_dir}: nothing to resume"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime).parent.parent

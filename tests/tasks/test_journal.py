@@ -1,0 +1,163 @@
+"""A real MLflow server that goes away and comes back while epochs are sent."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+from prefect.logging import disable_run_logger
+
+from gan.training import Progress
+from tasks.journal import CURVES, Journal, open_journal, sheet_path
+from tasks.services import ServiceError
+
+
+class Server:
+    """An MLflow server on one port and folder, as often as it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        with (self.folder / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", "--workers", "1"],
+                cwd=self.folder,
+                env=os.environ
+                | {
+                    "MLFLOW_PORT": str(self.port),
+                    "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.folder}/mlflow.db",
+                    "MLFLOW_ARTIFACTS_DESTINATION": str(self.folder / "artifacts"),
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                },
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            for _ in range(300):
+                try:
+                    if httpx.get(f"{self.url}/health").is_success:
+                        break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            else:
+                pytest.fail((self.folder / "server.log").read_text())
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    return server
+
+
+def report(epoch: int) -> Progress:
+    return Progress(
+        epoch=epoch,
+        epoch_done=True,
+        step=10 * epoch,
+        num_steps=100,
+        d_loss=epoch + 0.1,
+        g_loss=epoch + 0.2,
+        d_real=0.6,
+        d_fake=0.4,
+        images_per_s=1000.0,
+        seconds_left=1.0,
+    )
+
+
+def draw_sheets(folder: Path, *epochs: int) -> None:
+    for epoch in epochs:
+        path = sheet_path(folder, epoch)
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), epoch).save(path)
+
+
+def arrived(run_id: str) -> dict[str, list[int]]:
+    """The steps that MLflow has of every curve, and of the sheets."""
+    client = MlflowClient()
+    steps = {
+        name: [point.step for point in client.get_metric_history(run_id, name)] for name in CURVES
+    }
+    files = [file.path for file in client.list_artifacts(run_id, "images")]
+    sheets = Counter(path.split("%step%")[-1].split("+step+")[-1][:2].strip("+%") for path in files
+                     if path.endswith(".png"))  # fmt: skip
+    return steps | {"sheets": sorted(int(step) for step in sheets.elements())}
+
+
+EVERYTHING = {name: [1, 2, 3, 4, 5, 6] for name in CURVES} | {"sheets": [1, 2, 6]}
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_epochs_of_an_outage_arrive_later_in_order_and_once(server: Server, tmp_path: Path) -> None:
+    draw_sheets(tmp_path, 1, 2, 6)
+    with disable_run_logger():
+        with server.running():
+            run_id = MlflowClient().create_run("0").info.run_id
+            journal = Journal(run_id, tmp_path)
+            journal.offer(report(1))
+            journal.deliver()
+        started = time.monotonic()
+        for epoch in (2, 3, 4):
+            journal.offer(report(epoch))
+        assert time.monotonic() - started < 0.5, "a training waits for nobody"
+        with pytest.raises(ServiceError, match=rf"MLflow at {server.url} stayed away for 2 s"):
+            journal.deliver(patience_s=2)
+        assert [waiting.epoch for waiting in journal.waiting] == [2, 3, 4]
+        with server.running():
+            for epoch in (5, 6):
+                journal.offer(report(epoch))
+            journal.deliver()
+            assert arrived(run_id) == EVERYTHING
+        journal.close()
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_a_process_that_died_in_an_outage_loses_nothing(server: Server, tmp_path: Path) -> None:
+    draw_sheets(tmp_path, 1, 2, 6)
+    history = [report(epoch) for epoch in range(1, 6)]
+    with disable_run_logger():
+        with server.running():
+            run_id = MlflowClient().create_run("0").info.run_id
+            with open_journal(run_id, tmp_path, history[:2]) as journal:
+                journal.deliver()
+            # A request that was cut in the middle: some of an epoch's numbers arrived.
+            MlflowClient().log_metric(run_id, "d_loss", 3.1, step=3)
+        with open_journal(run_id, tmp_path, []) as journal:
+            journal.offer(report(3))
+        with (
+            server.running(),
+            open_journal(run_id, tmp_path, history) as journal,
+        ):
+            journal.offer(report(6))
+            journal.deliver()
+            assert arrived(run_id) == EVERYTHING
+
+
+def test_nothing_to_send_asks_nobody(server: Server, tmp_path: Path) -> None:
+    with disable_run_logger(), open_journal("none", tmp_path, []) as journal:
+        journal.deliver(patience_s=0)

@@ -1,0 +1,140 @@
+"""A real Prefect API and a real MLflow store that do not agree, and how they come to."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import State
+from prefect.logging import disable_run_logger
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+from prefect.testing.utilities import prefect_test_harness
+
+from tasks.reconciliation import MAX_STARTS, end_left_runs, take_up_crashed_runs
+from tasks.run_folder import lock_of
+from tasks.tracking import EXPERIMENT
+
+
+@flow
+def nothing() -> None:
+    """A flow for runs that are only recorded."""
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[SyncPrefectClient]:
+    with prefect_test_harness(), get_client(sync_client=True) as client, disable_run_logger():
+        yield client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("store")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    mlflow.create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(autouse=True)
+def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the runs' folders."""
+    monkeypatch.setenv("MNIST_GAN_RUNS_DIR", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def track(flow_run_id: UUID, host: str = socket.gethostname()) -> str:
+    """An MLflow run that is left open; its id."""
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    tags = {
+        "prefect_flow_run_id": str(flow_run_id),
+        "run_folder": str(flow_run_id),
+        "host": host,
+    }
+    return MlflowClient().create_run(experiment.experiment_id, tags=tags).info.run_id
+
+
+def status(run_id: str) -> str:
+    return MlflowClient().get_run(run_id).info.status
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (Completed(), "FINISHED"),
+        (Cancelled(), "KILLED"),
+        (Failed(), "FAILED"),
+        (Crashed(), "FAILED"),
+        (Running(), "RUNNING"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_run_ends_like_its_flow_run(
+    state: State[None], expected: str, prefect: SyncPrefectClient
+) -> None:
+    run_id = track(prefect.create_flow_run(nothing, state=state).id)
+    end_left_runs.fn()
+    assert status(run_id) == expected
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known to Prefect", "unknown to it"])
+def test_run_whose_process_died_here_has_failed(
+    known: bool, prefect: SyncPrefectClient, runs_dir: Path
+) -> None:
+    flow_run_id = prefect.create_flow_run(nothing, state=Running()).id if known else uuid4()
+    run_id = track(flow_run_id)
+    folder = runs_dir / str(flow_run_id)
+    folder.mkdir(parents=True)
+    with lock_of(folder):
+        end_left_runs.fn()
+        assert status(run_id) == "RUNNING", "its process holds the lock"
+    end_left_runs.fn()
+    assert status(run_id) == "FAILED"
+    if known:
+        assert prefect.read_flow_run(flow_run_id).state_name == "Crashed"
+
+
+def test_run_of_another_machine_is_not_judged_by_a_folder_here(
+    prefect: SyncPrefectClient, runs_dir: Path
+) -> None:
+    flow_run_id = prefect.create_flow_run(nothing, state=Running()).id
+    run_id = track(flow_run_id, host="elsewhere")
+    folder = runs_dir / str(flow_run_id)
+    folder.mkdir(parents=True)
+    lock_of(folder).acquire().lock.release()
+    end_left_runs.fn()
+    assert status(run_id) == "RUNNING"
+
+
+def test_the_first_run_of_all_finds_nothing_to_end(
+    prefect: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = track(prefect.create_flow_run(nothing, state=Completed()).id)
+    for module in ("tracking", "reconciliation"):
+        monkeypatch.setattr(f"tasks.{module}.EXPERIMENT", "not made yet")
+    end_left_runs.fn()
+    assert status(run_id) == "RUNNING", "it belongs to another experiment"
+
+
+def test_deployed_training_that_crashed_is_scheduled_again_a_few_times(
+    prefect: SyncPrefectClient,
+) -> None:
+    prefect.create_work_pool(WorkPoolCreate(name="pool", type="process"), overwrite=True)
+    flow_id = prefect.create_flow(nothing)
+    deployment = prefect.create_deployment(flow_id, "d", work_pool_name="pool", tags=["training"])
+    run = prefect.create_flow_run_from_deployment(deployment, tags=["training"])
+    by_hand = prefect.create_flow_run(nothing, state=Crashed(), tags=["training"])
+    states = []
+    for _ in range(MAX_STARTS):
+        for state in (Running(), Crashed()):
+            prefect.set_flow_run_state(run.id, state, force=True)
+        take_up_crashed_runs.fn()
+        states.append(prefect.read_flow_run(run.id).state_name)
+    assert states == ["AwaitingRetry"] * (MAX_STARTS - 1) + ["Crashed"]
+    assert prefect.read_flow_run(by_hand.id).state_name == "Crashed", "no worker would run it"
