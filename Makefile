@@ -55,6 +55,10 @@ stack: $(READY) ## Run Prefect, MLflow, an S3 store and a worker on this machine
 test: $(READY) ## Run all tests that this machine can; what is skipped is listed with the reason
 	$(PY) -m pytest
 
+.PHONY: chaos
+chaos: $(READY) ## Kill, cut off and starve the whole pipeline, a hundred times and more: about an hour
+	CHAOS_RUNS=$(or $(CHAOS_RUNS),30) $(PY) -m pytest -m chaos
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take the README's pictures of the pages again: about ten minutes
 	SCREENSHOTS=docs $(PY) -m pytest tests/deployments/test_pages.py

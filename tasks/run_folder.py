@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 from prefect.runtime import flow_run
@@ -45,21 +46,26 @@ def own_run_folder(runs_dir: Path, config: TrainConfig, *, resume: bool) -> Iter
 
 
 def finish(folder: Path) -> None:
-    """Remove what only a training that goes on would need."""
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    Path(lock_of(folder).lock_file).unlink(missing_ok=True)
+    """Remove what only a training that goes on would need, and what one that was killed left."""
+    for left in (folder / "checkpoints", *folder.glob(".*")):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder and those above it, if they are not there.
+    """Make a folder and those above it, if they are not there, and see that it can be written to.
 
     Raises:
         RunFolderError: the disk refuses; says which folder and why.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise RunFolderError(f"cannot make the folder {folder}: {error.strerror}") from None
+        raise RunFolderError(f"cannot write to the folder {folder}: {error.strerror}") from None
     return folder
 
 

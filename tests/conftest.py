@@ -1,7 +1,12 @@
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.registry import Registry, register_two
+from tests.s3_store import free_ports, s3_store
 
 # Servers and several processes at once are what tests are about. Two threads of one training that
 # wait for each other on a busy machine of two cores make a step ten times slower.
@@ -18,3 +23,28 @@ def mnist_dir(pytestconfig: pytest.Config) -> Path:
     settings = load_settings()
     folder = pytestconfig.rootpath / settings.data_dir
     return fetch_mnist(folder, default_sources(settings.data_mirrors)).folder
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a real S3-compatible store with an empty bucket ``mirrors``."""
+    with s3_store(tmp_path_factory.mktemp("s3"), free_ports(5)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """Two registered versions, to be used through a copy: see ``registry``."""
+    return register_two(tmp_path_factory.mktemp("registered"))
+
+
+@pytest.fixture
+def registry(registered: Registry, tmp_path: Path) -> Iterator[Registry]:
+    """A copy of that store, set as the tracking URI; its artifacts are shared."""
+    import mlflow
+
+    shutil.copy(registered.folder / "mlflow.db", tmp_path / "mlflow.db")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield registered
+    mlflow.set_tracking_uri(before)

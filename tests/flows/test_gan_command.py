@@ -23,7 +23,7 @@ from PIL import Image
 from flows import gan_command
 from gan.bundle import load_bundle, verify_bundle
 from gan.sampling import ANY_DIGIT, draw, tile
-from tests.tasks.conftest import Registry, registered, registry  # noqa: F401
+from tests.registry import Registry
 
 NAME = "mnist-gan-generator"
 Gan = Callable[..., subprocess.CompletedProcess[str]]
@@ -68,7 +68,7 @@ def gan(folder: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Gan:
 
 
 @pytest.fixture
-def here(registry: Registry, folder: Path, tmp_path: Path) -> Registry:  # noqa: F811
+def here(registry: Registry, folder: Path, tmp_path: Path) -> Registry:
     """The registry of two versions as `mlflow.db` in the user's folder."""
     shutil.copy(tmp_path / "mlflow.db", folder / "mlflow.db")
     return registry

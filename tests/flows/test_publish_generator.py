@@ -14,7 +14,8 @@ from flows.publish_generator import publish_generator
 from gan.bundle import read_bundle
 from tasks.pulling import open_store, pull
 from tasks.tracking import MODEL_NAME
-from tests.tasks.conftest import Registry, free_ports, register_two, s3_store
+from tests.registry import Registry, register_two
+from tests.s3_store import free_ports, s3_store
 
 Publish = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -1,17 +1,9 @@
 """A real MLflow server that goes away and comes back while epochs are sent."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -20,52 +12,12 @@ from prefect.logging import disable_run_logger
 from gan.training import Progress
 from tasks.journal import CURVES, Journal, open_journal, sheet_path
 from tasks.services import ServiceError
-
-
-class Server:
-    """An MLflow server on one port and folder, as often as it is started."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        with (self.folder / "server.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", "--workers", "1"],
-                cwd=self.folder,
-                env=os.environ
-                | {
-                    "MLFLOW_PORT": str(self.port),
-                    "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.folder}/mlflow.db",
-                    "MLFLOW_ARTIFACTS_DESTINATION": str(self.folder / "artifacts"),
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                },
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        try:
-            for _ in range(300):
-                try:
-                    if httpx.get(f"{self.url}/health").is_success:
-                        break
-                except httpx.TransportError:
-                    time.sleep(0.1)
-            else:
-                pytest.fail((self.folder / "server.log").read_text())
-            yield
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+from tests.mlflow_server import MlflowServer
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    server = Server(tmp_path)
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowServer:
+    server = MlflowServer(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -112,7 +64,9 @@ EVERYTHING = {name: [1, 2, 3, 4, 5, 6] for name in CURVES} | {"sheets": [1, 2, 6
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_epochs_of_an_outage_arrive_later_in_order_and_once(server: Server, tmp_path: Path) -> None:
+def test_epochs_of_an_outage_arrive_later_in_order_and_once(
+    server: MlflowServer, tmp_path: Path
+) -> None:
     draw_sheets(tmp_path, 1, 2, 6)
     with disable_run_logger():
         with server.running():
@@ -137,7 +91,9 @@ def test_epochs_of_an_outage_arrive_later_in_order_and_once(server: Server, tmp_
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_a_process_that_died_in_an_outage_loses_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_process_that_died_in_an_outage_loses_nothing(
+    server: MlflowServer, tmp_path: Path
+) -> None:
     draw_sheets(tmp_path, 1, 2, 6)
     history = [report(epoch) for epoch in range(1, 6)]
     with disable_run_logger():
@@ -158,6 +114,6 @@ def test_a_process_that_died_in_an_outage_loses_nothing(server: Server, tmp_path
             assert arrived(run_id) == EVERYTHING
 
 
-def test_nothing_to_send_asks_nobody(server: Server, tmp_path: Path) -> None:
+def test_nothing_to_send_asks_nobody(server: MlflowServer, tmp_path: Path) -> None:
     with disable_run_logger(), open_journal("none", tmp_path, []) as journal:
         journal.deliver(patience_s=0)

@@ -31,7 +31,7 @@ from tasks.promotion import (
 from tasks.pulling import VersionError
 from tasks.services import ServiceError
 from tasks.tracking import MODEL_NAME
-from tests.tasks.conftest import Registry
+from tests.registry import Registry
 
 CHAMPION = Standing(
     frechet_distance=0.40,

@@ -39,7 +39,8 @@ from tasks.pulling import (
 )
 from tasks.storage import POINTER, StorageError
 from tasks.tracking import MODEL_NAME
-from tests.tasks.conftest import Registry, overwrite
+from tests.registry import Registry
+from tests.s3_store import overwrite
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -67,7 +67,7 @@ def test_page_holds_the_sheet_the_champion_and_the_links(tmp_path: Path) -> None
 def test_next_line_names_the_alias_given(alias: str, tmp_path: Path) -> None:
     trained = TrainedGenerator(bundle=tmp_path, digest="0" * 64, seconds=1, images_per_s=1)
     version = replace(VERSION, alias=alias)
-    assert f"@{alias}" in summary("t", trained, load_floors(), version, "abc", tmp_path)
+    assert f"@{alias}" in summary("t", trained, load_floors(), version, DECISION, "abc", tmp_path)
 
 
 def test_files_behind_a_proxying_server_are_named_where_they_lie(

@@ -98,7 +98,7 @@ def test_a_folder_has_one_process_and_is_abandoned_when_that_is_killed(tmp_path:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("in the way")
     with (
-        pytest.raises(RunFolderError, match=r"cannot make the folder .*of-this-flow-run: "),
+        pytest.raises(RunFolderError, match=r"cannot write to the folder .*of-this-flow-run: "),
         own_run_folder(tmp_path / "runs", CONFIG, resume=False),
     ):
         pass

@@ -31,7 +31,7 @@ from tasks.storage import (
     check_address,
     connect_s3,
 )
-from tests.tasks.conftest import find_weed, free_ports, overwrite, s3_client, s3_store
+from tests.s3_store import find_weed, free_ports, overwrite, s3_client, s3_store
 
 
 @pytest.fixture(scope="module")

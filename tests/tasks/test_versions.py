@@ -22,7 +22,7 @@ from tasks.versions import (
     point_to_champion,
     publish_generator,
 )
-from tests.tasks.conftest import Registry
+from tests.registry import Registry
 
 
 def crown(version: int) -> None:

@@ -1,0 +1,198 @@
+"""`python -m flows.train_gan` in a folder of its own, to be killed, and what it left."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+
+from gan.bundle import bundle_digest
+from tests.deployments.local_stack import wait_for
+
+PARAMETERS = (
+    "--recipe",
+    "vanilla",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "1000",
+    "--num-samples",
+    "200",
+)
+EPOCHS = [1, 2, 3]
+SECONDS = {
+    "start": 8.0,
+    "train": 12.0,
+    "evaluate": 3.0,
+    "pack": 3.0,
+    "register": 1.5,
+    "promote": 0.5,
+    "publish": 0.7,
+    "point to champion": 0.3,
+    "report": 0.7,
+}
+"""The steps of the flow, in order, and about how long each takes."""
+ENOUGH_S = 240
+GAN = "from flows.gan_command import main; main()"
+
+
+class Pipeline:
+    """Where runs happen: a home, an MLflow store, run folders, a prefix in the S3 store."""
+
+    def __init__(self, home: Path, data_dir: Path, s3: str, **variables: str) -> None:
+        self.home = home
+        self.address = f"s3://mirrors/{home.name}"
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "AWS_"))
+        }
+        self.variables = kept | {
+            "HOME": str(home),
+            "TMPDIR": str(home / "tmp"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "PYTHONUNBUFFERED": "1",
+            "OMP_NUM_THREADS": "1",
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "NO_PROXY": "127.0.0.1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MNIST_GAN_DATA_DIR": str(data_dir),
+            "MNIST_GAN_CHECKPOINT_EVERY_S": "0",
+            "MNIST_GAN_PUBLISH_TO": self.address,
+            "AWS_ENDPOINT_URL_S3": s3,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
+            **variables,
+        }  # fmt: skip
+        (home / "tmp").mkdir()
+        self.log = home / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        """Type the command; with --resume if there is something to resume."""
+        resume = ["--resume"] if list(self.home.glob("runs/*/checkpoints/step-*")) else []
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flows.train_gan", *PARAMETERS, *resume, *options],
+                cwd=self.home,
+                env=self.variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                # A shell that started the tests in the background has it ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+            )
+
+    def wait(self, seconds: float = ENOUGH_S) -> int:
+        assert self.process
+        return self.process.wait(timeout=seconds)
+
+    def run(self, *options: str) -> int:
+        self.start(*options)
+        return self.wait()
+
+    def end(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_for_step(self, step: str) -> bool:
+        """Wait until a step of the flow begins; whether it did before the run was over."""
+        before = list(SECONDS)[list(SECONDS).index(step) - 1]
+        before = {"start": "download MNIST"}.get(before, before)
+        wanted = f"Task run '{before}-"
+
+        def ask() -> bool | None:
+            assert self.process
+            if any(wanted in line and "Finished" in line for line in self.output.splitlines()):
+                return True
+            return False if self.process.poll() is not None else None
+
+        return step == "start" or wait_for(ask, seconds=ENOUGH_S, what=f"{step}; {self.output}")
+
+    def wait_for_processes(self, seconds: float = 20) -> list[psutil.Process]:
+        """What is left of all runs, once it had the time to go."""
+        deadline = time.monotonic() + seconds
+        while (left := self.find_processes()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left
+
+    def find_processes(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("HOME") == str(self.home):
+                    found.append(process)
+        return found
+
+    @property
+    def mlflow(self) -> MlflowClient:
+        return MlflowClient(self.variables["MLFLOW_TRACKING_URI"])
+
+    def statuses(self) -> list[str]:
+        """The states of all MLflow runs, the newest first."""
+        experiment = self.mlflow.get_experiment_by_name("mnist-gan")
+        return [run.info.status for run in self.mlflow.search_runs([experiment.experiment_id])]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What comes out if nothing goes wrong."""
+
+    digest: str
+    losses: tuple[float, ...]
+
+
+def make_reference(home: Path, data_dir: Path, s3: str) -> Reference:
+    pipeline = Pipeline(home, data_dir, s3)
+    assert pipeline.run() == 0, pipeline.output
+    return check_result(pipeline)
+
+
+def check_result(pipeline: Pipeline) -> Reference:
+    """See that one whole result is there, once, and nothing else; gives it to compare."""
+    client = pipeline.mlflow
+    assert "RUNNING" not in pipeline.statuses()
+    (version,) = client.search_model_versions("name = 'mnist-gan-generator'")
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    losses = client.get_metric_history(version.run_id, "d_loss")
+    assert [point.step for point in losses] == EPOCHS, "no gap, no step twice"
+    scores = client.get_metric_history(version.run_id, "frechet_distance")
+    assert [point.step for point in scores] == [0]
+    sheets = [file.path for file in client.list_artifacts(version.run_id, "images")]
+    assert len([path for path in sheets if path.endswith(".png")]) == len(EPOCHS)
+
+    folder = pipeline.home / "runs" / run.data.tags["run_folder"]
+    digest = bundle_digest(folder / "bundle")
+    assert version.tags["bundle"] == digest
+    assert version.tags["s3"].startswith(pipeline.address)
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+    assert not (folder / "checkpoints").exists()
+    pulled = subprocess.run(
+        [sys.executable, "-c", GAN, "pull", "--from", pipeline.address],
+        check=False, cwd=pipeline.home, env=pipeline.variables, capture_output=True, text=True,
+    )  # fmt: skip
+    assert pulled.returncode == 0, pulled.stderr
+    assert digest in pulled.stdout
+    return Reference(digest=digest, losses=tuple(point.value for point in losses))
+
+
+def kill(pipeline: Pipeline) -> None:
+    """SIGKILL, as the system does when memory is short; everything it started must go too."""
+    assert pipeline.process
+    pipeline.process.send_signal(signal.SIGKILL)
+    pipeline.process.wait()
+    assert pipeline.wait_for_processes() == []

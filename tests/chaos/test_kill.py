@@ -1,0 +1,64 @@
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from tests.chaos.conftest import Trials
+from tests.chaos.pipeline import SECONDS, Pipeline, Reference, check_result, kill
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+NUM_RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
+KILLS_A_RUN = 4
+
+
+@pytest.mark.parametrize("number", range(NUM_RUNS))
+def test_killed_at_any_moment(
+    number: int, pipeline: Pipeline, reference: Reference, trials: Trials, seed: int
+) -> None:
+    """SIGKILL at a random moment of the flow.
+
+    A run is killed several times, in any of its steps, and started again each time.
+    """
+    rng = random.Random(f"{seed}-{number}")
+    killed = 0
+    for step in sorted(rng.choices(list(SECONDS), k=KILLS_A_RUN), key=list(SECONDS).index):
+        delay_s = rng.uniform(0, SECONDS[step])
+        print(f"seed {seed}, run {number}: {delay_s:.2f} s into {step}")
+        pipeline.start()
+        if not pipeline.wait_for_step(step):
+            break
+        time.sleep(delay_s)
+        assert pipeline.process
+        if pipeline.process.poll() is not None:
+            break
+        trials.begin()
+        killed += 1
+        kill(pipeline)
+    if pipeline.process and pipeline.process.returncode != 0:
+        assert pipeline.run() == 0, pipeline.output
+    assert check_result(pipeline) == reference
+    trials.recover(killed)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_end(
+    signum: signal.Signals, pipeline: Pipeline, reference: Reference, trials: Trials
+) -> None:
+    """SIGTERM or Ctrl-C in the middle of training."""
+    trials.begin()
+    pipeline.start()
+    assert pipeline.wait_for_step("train")
+    time.sleep(4)
+    assert pipeline.process
+    pipeline.process.send_signal(signum)
+    assert pipeline.wait(30) != 0
+    assert "Finished in state Cancelled" in pipeline.output
+    assert "Traceback" not in pipeline.output
+    assert pipeline.statuses() == ["KILLED"]
+    assert pipeline.wait_for_processes() == []
+    assert pipeline.run() == 0, pipeline.output
+    assert check_result(pipeline) == reference
+    trials.recover()

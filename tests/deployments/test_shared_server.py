@@ -1,0 +1,198 @@
+"""A bare worker and a Prefect server, set up as the README says, either ended in mid-run."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import psutil
+import pytest
+from mlflow import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun
+
+from deployments.stack import ROOT
+from tests.deployments.local_stack import free_ports, wait_for
+from tests.long import takes_minutes
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+PARAMETERS = {"recipe": "vanilla", "epochs": 8, "batch_size": 1000, "num_samples": 200}
+PROGRAMS = Path(sys.executable).parent
+
+
+class SharedServer:
+    """Programs on loopback, each started and ended by itself."""
+
+    def __init__(self, home: Path, data_dir: Path) -> None:
+        self.home = home
+        port = free_ports()["PREFECT_SERVER_API_PORT"]
+        self.url = f"http://127.0.0.1:{port}/api"
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "AWS_"))
+        }
+        self.variables = kept | {
+            "HOME": str(home),
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_SERVER_API_PORT": port,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+                "prefect.server.concurrency.lease_storage.filesystem"
+            ),
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "DO_NOT_TRACK": "1",
+            "NO_PROXY": "127.0.0.1",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MNIST_GAN_DATA_DIR": str(data_dir),
+            "MNIST_GAN_RUNS_DIR": str(home / "runs"),
+            "MNIST_GAN_CHECKPOINT_EVERY_S": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.api = SyncPrefectClient(api=self.url)
+        self.mlflow = MlflowClient(self.variables["MLFLOW_TRACKING_URI"])
+
+    def start(self, name: str, *words: str, **variables: str) -> None:
+        with (self.home / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                words,
+                cwd=ROOT,
+                env=self.variables | variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def start_server(self) -> None:
+        self.start("server", "prefect", "server", "start", "--host", "127.0.0.1")
+
+        def ready() -> bool | None:
+            with suppress(httpx.TransportError):
+                return httpx.get(f"{self.url}/ready").is_success or None
+            return None
+
+        wait_for(ready, seconds=60, what="the server")
+
+    def start_worker(self) -> None:
+        command = ("prefect", "worker", "start", "--pool", "gpu", "--name", "one")
+        self.start("worker", *command, MNIST_GAN_ROOT=str(ROOT))
+
+    def end(self, name: str, signum: signal.Signals) -> None:
+        self.processes[name].send_signal(signum)
+        self.processes[name].wait(timeout=30)
+
+    def command(self, *words: str) -> str:
+        done = subprocess.run(
+            words, check=False, cwd=ROOT, env=self.variables, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def train(self, seed: int) -> UUID:
+        given = [f"{name}={value}" for name, value in (PARAMETERS | {"seed": seed}).items()]
+        options = [word for each in given for word in ("-p", each)]
+        said = self.command("prefect", "deployment", "run", "train-gan/default", *options)
+        found = re.search(r"UUID: (\S+)", said)
+        assert found
+        return UUID(found[1])
+
+    def wait_for_checkpoint(self, run: UUID) -> None:
+        folder = self.home / "runs" / str(run) / "checkpoints"
+        wait_for(
+            lambda: len(list(folder.glob("step-*"))) > 1 or None, seconds=90, what="a checkpoint"
+        )
+
+    def result(self, run: UUID, seconds: float) -> FlowRun:
+        """The run once it is over; one that crashed is expected to be taken up again."""
+
+        def ask() -> FlowRun | None:
+            found = self.api.read_flow_run(run)
+            over = found.state and found.state.is_final() and not found.state.is_crashed()
+            return found if over else None
+
+        return wait_for(ask, seconds=seconds, what=f"the end; {self.api.read_flow_run(run).state}")
+
+
+@pytest.fixture(scope="module")
+def shared(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    shared = SharedServer(tmp_path_factory.mktemp("shared"), mnist_dir.parent)
+    try:
+        shared.start_server()
+        shared.command("prefect", "work-pool", "create", "gpu", "--type", "process")
+        for limit in ("gpu", "promotion"):
+            shared.command("prefect", "gcl", "create", limit, "--limit", "1")
+        shared.command("prefect", "--no-prompt", "deploy", "--all")
+        file = "deployments/automations.yaml"
+        shared.command("prefect", "automation", "create", "--from-file", file)
+        shared.start_worker()
+        with shared.api:
+            yield shared
+    finally:
+        for name in ("worker", "server"):
+            if name in shared.processes:
+                shared.end(name, signal.SIGTERM)
+        home = str(shared.home)
+        time.sleep(1)
+        left = [p for p in psutil.process_iter() if home in _environment(p)]
+        for process in left:
+            process.kill()
+        assert left == []
+
+
+def _environment(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return str(process.environ().get("HOME"))
+    return ""
+
+
+def check_result(shared: SharedServer, run: FlowRun) -> None:
+    """Completed once, with every epoch once in MLflow, and one version."""
+    assert run.state_name == "Completed", run.state
+    experiment = shared.mlflow.get_experiment_by_name("mnist-gan")
+    tag = f"tags.run_folder = '{run.id}'"
+    (tracked,) = shared.mlflow.search_runs([experiment.experiment_id], tag)
+    assert tracked.info.status == "FINISHED"
+    points = shared.mlflow.get_metric_history(tracked.info.run_id, "d_loss")
+    assert [point.step for point in points] == list(range(1, PARAMETERS["epochs"] + 1))
+    assert len(shared.mlflow.search_model_versions(f"run_id = '{tracked.info.run_id}'")) == 1
+
+
+def test_server_that_restarts_in_mid_run_costs_nothing(shared: SharedServer) -> None:
+    run = shared.train(seed=1)
+    shared.wait_for_checkpoint(run)
+    shared.end("server", signal.SIGTERM)
+    time.sleep(5)
+    shared.start_server()
+    finished = shared.result(run, seconds=120)
+    check_result(shared, finished)
+    assert finished.run_count == 1
+
+
+@pytest.mark.parametrize(
+    "signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=takes_minutes)]
+)
+def test_run_goes_on_from_its_checkpoint_when_the_worker_is_back(
+    shared: SharedServer, signum: signal.Signals
+) -> None:
+    """SIGTERM to a worker kills the flow's process without a word: silence must tell."""
+    run = shared.train(seed=2 + signum)
+    shared.wait_for_checkpoint(run)
+    shared.end("worker", signum)
+    time.sleep(2)
+    shared.start_worker()
+    finished = shared.result(run, seconds=300)
+    check_result(shared, finished)
+    assert finished.run_count == 2
+    states = [state.name for state in shared.api.read_flow_run_states(run)]
+    assert "Crashed" in states
