@@ -69,7 +69,6 @@ def reference(
 
 @pytest.fixture
 def pipeline(
-    reference: Reference,
     mnist_dir: Path,
     s3: str,
     tmp_path: Path,
