@@ -99,12 +99,12 @@ def train_gan(
     place = choose_device(device).type
     destination = publish_to or settings.publish_to
 
-    check_services()
-    end_left_runs()
-    if destination:
-        check_destination(destination)
-    dataset = download_mnist(settings.data_dir, settings.data_mirrors)
     with own_run_folder(settings.runs_dir, config, resume=resume) as folder:
+        check_services()
+        end_left_runs(folder)
+        if destination:
+            check_destination(destination)
+        dataset = download_mnist(settings.data_dir, settings.data_mirrors)
         try:
             with (
                 concurrency(gpu_limits(), occupy=1, lease_duration=GPU_LEASE_S),

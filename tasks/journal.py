@@ -85,6 +85,8 @@ class Journal:
                 check("MLflow", server)
             if self._arrived is None:
                 self._arrived = self._ask()
+            # MLflow's pages open at step 0: there they find the generator before it learned.
+            self._send_sheet(0, self._arrived)
             while self.waiting:
                 self._send_epoch(self.waiting[0], self._arrived)
                 self.waiting.popleft()
@@ -110,13 +112,11 @@ class Journal:
         }
         files = self.client.list_artifacts(self.mlflow_run_id, "images")
         found = (PICTURE.fullmatch(file.path) for file in files)
-        return arrived | {"sheet": max((int(match[1]) for match in found if match), default=0)}
+        return arrived | {"sheet": max((int(match[1]) for match in found if match), default=-1)}
 
     def _send_epoch(self, progress: Progress, arrived: dict[str, int]) -> None:
-        epoch, sheet = progress.epoch, sheet_path(self.folder, progress.epoch)
-        if epoch > arrived["sheet"] and sheet.exists():
-            with Image.open(sheet) as image:
-                self.client.log_image(self.mlflow_run_id, image, key="samples", step=epoch)
+        epoch = progress.epoch
+        self._send_sheet(epoch, arrived)
         now = int(time.time() * 1000)
         metrics = [
             Metric(name, getattr(progress, name), now, epoch)
@@ -125,6 +125,13 @@ class Journal:
         ]
         if metrics:
             self.client.log_batch(self.mlflow_run_id, metrics=metrics)
+
+    def _send_sheet(self, epoch: int, arrived: dict[str, int]) -> None:
+        sheet = sheet_path(self.folder, epoch)
+        if epoch > arrived["sheet"] and sheet.exists():
+            with Image.open(sheet) as image:
+                self.client.log_image(self.mlflow_run_id, image, key="samples", step=epoch)
+            arrived["sheet"] = epoch
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID
 
 import mlflow
@@ -22,6 +23,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
 from prefect.states import AwaitingRetry, Crashed
 
 from tasks.run_folder import is_abandoned
@@ -30,6 +32,8 @@ from tasks.tracking import EXPERIMENT, open_experiment
 
 MAX_STARTS = 3
 """A training that crashes this often is given up."""
+TIME_TO_START = timedelta(seconds=20)
+"""How long a flow run may run without the lock of its folder."""
 LOOK_BACK = timedelta(days=1)
 """What crashed before is left to the user."""
 ENDS = {
@@ -42,11 +46,12 @@ ENDS = {
 
 
 @task(name="end left runs", cache_policy=NO_CACHE)
-def end_left_runs() -> None:
+def end_left_runs(own_folder: Path | None = None) -> None:
     """End the MLflow runs that nobody works on any more, and the flow runs whose process died here.
 
     A run whose flow run is over ends like it. Where Prefect still believes in a run, or does not
-    know it, its folder tells: a process that trains on this machine holds its lock.
+    know it, its folder tells: a process that trains on this machine holds its lock. Who else was in
+    `own_folder`, whose lock this process holds, is gone as well.
     """
     open_experiment(load_settings().runs_dir)
     running = mlflow.search_runs(
@@ -56,14 +61,15 @@ def end_left_runs() -> None:
     )
     with get_client(sync_client=True) as prefect:
         for run in running:
-            _end_if_left(prefect, run)
+            if run.data.tags["prefect_flow_run_id"] != flow_run.get_id():
+                _end_if_left(prefect, run, own_folder)
 
 
-def _end_if_left(prefect: SyncPrefectClient, run: Run) -> None:
+def _end_if_left(prefect: SyncPrefectClient, run: Run, own_folder: Path | None) -> None:
     known = read_flow_run(prefect, UUID(run.data.tags["prefect_flow_run_id"]))
     if known and known.state and known.state.is_final():
         status = ENDS[known.state.type]
-    elif _died_here(run):
+    elif _died_here(run, known, own_folder):
         status = "FAILED"
         if known:
             crashed: State[None] = Crashed(message="The process ended without a word.")
@@ -74,10 +80,17 @@ def _end_if_left(prefect: SyncPrefectClient, run: Run) -> None:
     get_run_logger().info("MLflow run %s was left open: %s", run.info.run_name, status)
 
 
-def _died_here(run: Run) -> bool:
+def _died_here(run: Run, known: FlowRun | None, own_folder: Path | None) -> bool:
     if run.data.tags.get("host") != socket.gethostname():
         return False
-    return is_abandoned(load_settings().runs_dir / run.data.tags["run_folder"])
+    folder = load_settings().runs_dir / run.data.tags["run_folder"]
+    if folder == own_folder:
+        return True
+    # One that is started again, or is being cancelled, holds no lock either.
+    state = known.state if known else None
+    if state and not (state.is_running() and datetime.now(UTC) - state.timestamp > TIME_TO_START):
+        return False
+    return is_abandoned(folder)
 
 
 def read_flow_run(prefect: SyncPrefectClient, flow_run_id: UUID) -> FlowRun | None:

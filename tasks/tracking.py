@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +16,8 @@ import mlflow
 import torch
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.exceptions import MlflowException
 from prefect import Flow, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun, State
@@ -32,6 +34,7 @@ from tasks.services import ServiceError, find_silent_service
 
 EXPERIMENT = "mnist-gan"
 MODEL_NAME = "mnist-gan-generator"
+MNIST_ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
 def open_experiment(runs_dir: Path) -> None:
@@ -58,12 +61,20 @@ def tracked_run(
         "device": device,
     }
     with open_run(describe(config), flat_parameters(config), tags, folder) as run_id:
+        mlflow.log_input(
+            MetaDataset(
+                HTTPDatasetSource(MNIST_ADDRESS),
+                name="mnist",
+                digest=dataset.digest.removeprefix("sha256:")[:12],
+            ),
+            context="training",
+        )
         yield run_id
 
 
 @contextmanager
 def open_run(
-    name: str, parameters: dict[str, object], tags: dict[str, str], folder: Path
+    name: str, parameters: Mapping[str, object], tags: Mapping[str, str], folder: Path
 ) -> Iterator[str]:
     """Keep one MLflow run open; gives its id. It ends as the code inside does: FINISHED, KILLED
     where a user or the system ended it, FAILED after any other exception.
@@ -77,7 +88,7 @@ def open_run(
     known = find_run("run_folder", folder.name)
     run = mlflow.start_run(known, run_name=name, log_system_metrics=True)
     try:
-        mlflow.log_params(parameters)
+        mlflow.log_params(dict(parameters))
         mlflow.set_tags(
             {
                 **tags,

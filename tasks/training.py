@@ -92,6 +92,8 @@ def train_generator(
         ThreadPoolExecutor(1, thread_name_prefix="steps") as steps,
     ):
         training = train(state, data)
+        if state.step == 0:
+            save_sheet(state, sheet_path(folder, 0))
 
         def advance() -> Progress | None:
             """Take the steps up to the next report, and keep what belongs to it."""

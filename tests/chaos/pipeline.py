@@ -173,7 +173,7 @@ def check_result(pipeline: Pipeline) -> Reference:
     scores = client.get_metric_history(version.run_id, "frechet_distance")
     assert [point.step for point in scores] == [0]
     sheets = [file.path for file in client.list_artifacts(version.run_id, "images")]
-    assert len([path for path in sheets if path.endswith(".png")]) == len(EPOCHS)
+    assert len([path for path in sheets if path.endswith(".png")]) == 1 + len(EPOCHS)
 
     folder = pipeline.home / "runs" / run.data.tags["run_folder"]
     digest = bundle_digest(folder / "bundle")

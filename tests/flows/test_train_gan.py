@@ -82,6 +82,7 @@ def test_mlflow_run_holds_parameters_curves_scores_and_pictures(finished: Finish
     images = finished.client.list_artifacts(run.info.run_id, "images")
     sheets = [image.path for image in images if image.path.endswith(".png")]
     assert sorted(path.partition("+timestamp")[0] for path in sheets) == [
+        "images/samples+step+0",
         "images/samples+step+1",
         "images/samples+step+2",
     ]
@@ -94,7 +95,7 @@ def test_run_folder_holds_pictures_of_every_kind(finished: Finished) -> None:
     assert sheet.shape == (302, 302)
     assert sheet.std() > 10
     with Image.open(folder / "progress.gif") as animation:
-        assert animation.n_frames == 2
+        assert animation.n_frames == 3
     assert len(pd.read_csv(folder / "history.csv")) == 2
     assert json.loads((folder / "scores.json").read_text())["num_samples"] == 200
 

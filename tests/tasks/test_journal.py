@@ -59,7 +59,7 @@ def arrived(run_id: str) -> dict[str, list[int]]:
     return steps | {"sheets": sorted(int(step) for step in sheets.elements())}
 
 
-EVERYTHING = {name: [1, 2, 3, 4, 5, 6] for name in CURVES} | {"sheets": [1, 2, 6]}
+EVERYTHING = {name: [1, 2, 3, 4, 5, 6] for name in CURVES} | {"sheets": [0, 1, 2, 6]}
 
 
 @pytest.mark.slow
@@ -67,7 +67,7 @@ EVERYTHING = {name: [1, 2, 3, 4, 5, 6] for name in CURVES} | {"sheets": [1, 2, 6
 def test_epochs_of_an_outage_arrive_later_in_order_and_once(
     server: MlflowServer, tmp_path: Path
 ) -> None:
-    draw_sheets(tmp_path, 1, 2, 6)
+    draw_sheets(tmp_path, 0, 1, 2, 6)
     with disable_run_logger():
         with server.running():
             run_id = MlflowClient().create_run("0").info.run_id
@@ -94,7 +94,7 @@ def test_epochs_of_an_outage_arrive_later_in_order_and_once(
 def test_a_process_that_died_in_an_outage_loses_nothing(
     server: MlflowServer, tmp_path: Path
 ) -> None:
-    draw_sheets(tmp_path, 1, 2, 6)
+    draw_sheets(tmp_path, 0, 1, 2, 6)
     history = [report(epoch) for epoch in range(1, 6)]
     with disable_run_logger():
         with server.running():

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,7 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import State
 from prefect.logging import disable_run_logger
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.reconciliation import MAX_STARTS, end_left_runs, take_up_crashed_runs
@@ -85,7 +86,7 @@ def test_run_ends_like_its_flow_run(
 
 @pytest.mark.parametrize("known", [True, False], ids=["known to Prefect", "unknown to it"])
 def test_run_whose_process_died_here_has_failed(
-    known: bool, prefect: SyncPrefectClient, runs_dir: Path
+    known: bool, prefect: SyncPrefectClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flow_run_id = prefect.create_flow_run(nothing, state=Running()).id if known else uuid4()
     run_id = track(flow_run_id)
@@ -95,9 +96,41 @@ def test_run_whose_process_died_here_has_failed(
         end_left_runs.fn()
         assert status(run_id) == "RUNNING", "its process holds the lock"
     end_left_runs.fn()
+    if known:
+        assert status(run_id) == "RUNNING", "it may have been started again just now"
+        monkeypatch.setattr("tasks.reconciliation.TIME_TO_START", timedelta(0))
+        end_left_runs.fn()
     assert status(run_id) == "FAILED"
     if known:
         assert prefect.read_flow_run(flow_run_id).state_name == "Crashed"
+
+
+def test_run_that_is_being_cancelled_is_left_to_prefect(
+    prefect: SyncPrefectClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.reconciliation.TIME_TO_START", timedelta(0))
+    flow_run_id = prefect.create_flow_run(nothing, state=Cancelling()).id
+    run_id = track(flow_run_id)
+    folder = runs_dir / str(flow_run_id)
+    folder.mkdir(parents=True)
+    with lock_of(folder):
+        pass
+    end_left_runs.fn()
+    assert prefect.read_flow_run(flow_run_id).state_name == "Cancelling"
+    assert status(run_id) == "RUNNING"
+
+
+def test_whoever_was_in_a_folder_that_is_resumed_has_failed(
+    prefect: SyncPrefectClient, runs_dir: Path
+) -> None:
+    flow_run_id = prefect.create_flow_run(nothing, state=Running()).id
+    run_id = track(flow_run_id)
+    folder = runs_dir / str(flow_run_id)
+    folder.mkdir(parents=True)
+    with lock_of(folder):
+        end_left_runs.fn(folder)
+    assert prefect.read_flow_run(flow_run_id).state_name == "Crashed"
+    assert status(run_id) == "FAILED"
 
 
 def test_run_of_another_machine_is_not_judged_by_a_folder_here(
