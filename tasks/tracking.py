@@ -62,7 +62,7 @@ def tracked_run(
     }
     with open_run(describe(config), flat_parameters(config), tags, folder) as run_id:
         mlflow.log_input(
-            MetaDataset(
+            MetaDataset(  # type: ignore[abstract]  # MLflow uses it so itself
                 HTTPDatasetSource(MNIST_ADDRESS),
                 name="mnist",
                 digest=dataset.digest.removeprefix("sha256:")[:12],

@@ -70,6 +70,25 @@ def test_mlflow_gone(
     trials.recover()
 
 
+def test_mlflow_gone_between_registering_and_publishing(
+    pipeline: Pipeline, server: MlflowServer, reference: Reference, trials: Trials
+) -> None:
+    """MLflow gone between registering and publishing.
+
+    The version stays what it is; the same command with --resume publishes it.
+    """
+    trials.begin()
+    with server.running():
+        pipeline.start()
+        assert pipeline.wait_for_step("promote")
+    assert pipeline.wait() == 1
+    assert "Traceback" not in pipeline.output
+    with server.running():
+        assert pipeline.run() == 0, pipeline.output
+        assert check_result(pipeline) == reference
+    trials.recover()
+
+
 @pytest.fixture
 def small_disk(pipeline: Pipeline) -> Iterator[Path]:
     """A file system of 60 MB for the run folders: one checkpoint fits, two do not."""

@@ -161,6 +161,17 @@ def test_version_is_registered_and_its_files_lie_in_s3(stack: LocalStack, traine
     assert {key.split("/")[0] for key in objects} == {"mlflow"}
 
 
+def test_keys_of_the_store_are_written_nowhere_else(stack: LocalStack, trained: FlowRun) -> None:
+    """Not in a log, a database, an artifact, a parameter, nor in what lies in the store."""
+    secret = stack.user["AWS_SECRET_ACCESS_KEY"].encode()
+    theirs = {stack.folder / "s3-keys.json", stack.folder / "activate"}
+    files = [path for path in stack.folder.parent.rglob("*") if path.is_file()]
+    assert {".db", ".log", ".safetensors"} <= {path.suffix for path in files}
+    assert [path for path in files if secret in path.read_bytes()] == sorted(
+        theirs, key=files.index
+    )
+
+
 @pytest.fixture(scope="session")
 def judged(stack: LocalStack, trained: FlowRun) -> dict[str, FlowRun]:
     """Version 1 scored again, and put up for promotion though it is champion."""

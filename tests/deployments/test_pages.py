@@ -1,7 +1,6 @@
 """What a person sees: the pages of Prefect and MLflow in a headless Chromium."""
 
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +10,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from prefect.client.schemas.objects import FlowRun
 
+from tests.browser import CHROMIUM, PATIENCE_MS, SWITCHES
 from tests.deployments.local_stack import LocalStack
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# Without these it looks for its maker's hosts, and as root it does not start at all.
-SWITCHES = [
-    f"--{switch}"
-    for switch in (
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-    )
-]
-PATIENCE_MS = 30_000
 
 pytestmark = [
     pytest.mark.slow,

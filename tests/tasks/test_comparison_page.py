@@ -24,7 +24,7 @@ from tasks.comparison_page import ARTIFACT_FOLDER, choose_stops, compare, scores
 from tasks.journal import CURVES
 from tasks.pictures import epoch_of
 from tasks.tracking import MODEL_NAME, describe, flat_parameters
-from tests.deployments.test_pages import CHROMIUM, SWITCHES
+from tests.browser import CHROMIUM, SWITCHES
 from tests.tasks.short_run import train_shortly
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"

@@ -30,7 +30,7 @@ from tasks.pages import NUM_GREYS, is_web_address
 from tasks.pages.charts import MAX_POINTS, Chart, Series
 from tasks.timeline import save_timeline
 from tasks.tracking import describe
-from tests.deployments.test_pages import CHROMIUM, PATIENCE_MS, SWITCHES
+from tests.browser import CHROMIUM, PATIENCE_MS, SWITCHES
 from tests.tasks.short_run import train_shortly
 
 EPOCHS = 4
