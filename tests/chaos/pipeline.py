@@ -104,6 +104,11 @@ class Pipeline:
             self.process.kill()
             self.process.wait()
 
+    def is_done(self) -> bool:
+        """Whether a run is over with nothing left to resume, though it was killed as it went."""
+        left = list(self.home.glob("runs/*/checkpoints/step-*"))
+        return not left and (self.home / "mlflow.db").exists() and "FINISHED" in self.statuses()
+
     @property
     def output(self) -> str:
         return self.log.read_text()

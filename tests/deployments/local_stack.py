@@ -116,12 +116,13 @@ class LocalStack:
         self.process.send_signal(signum)
         return self.process.wait(timeout=30)
 
-    def processes(self) -> list[psutil.Process]:
-        """Every process that this stack has started, however far down."""
+    def processes(self, **variables: str) -> list[psutil.Process]:
+        """Every process that this stack has started, however far down, with these variables."""
+        wanted = (variables | {"STACK_FOLDER": str(self.folder)}).items()
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("STACK_FOLDER") == str(self.folder):
+                if wanted <= process.environ().items():
                     found.append(process)
         return found
 

@@ -234,6 +234,8 @@ def test_cancelled_run_is_over_in_both_systems(stack: LocalStack, cron_run: Flow
     (run,) = stack.tracked(cron_run.id)
     assert run.info.status == "KILLED"
     assert stack.prefect.read_global_concurrency_limit_by_name("gpu").active_slots == 0
-    mine = str(cron_run.id)
-    left = [p for p in stack.processes() if p.environ().get("PREFECT__FLOW_RUN_ID") == mine]
-    assert left == []
+    wait_for(
+        lambda: None if stack.processes(PREFECT__FLOW_RUN_ID=str(cron_run.id)) else True,
+        seconds=20,
+        what="the end of its processes, which save a checkpoint first",
+    )
