@@ -1,9 +1,12 @@
 import json
 import logging
+import multiprocessing
 import os
+import random
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,3 +248,42 @@ def test_memory_is_not_held_after_saving(tmp_path: Path) -> None:
         checkpoints.save(state)
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown_mb < 60
+
+
+LONG = replace(QUICK, epochs=60 if os.environ.get("CHAOS_RUNS") else 12)
+
+
+def train_to_the_end(folder: Path) -> None:
+    """Go on from the newest checkpoint, saving after every step."""
+    checkpoints = Checkpoints(folder, every_s=0)
+    state = checkpoints.load(LONG, CPU) or TrainState(LONG, CPU)
+    for _ in train(state, noise_data(), report_every_s=0):
+        checkpoints.save_if_due(state)
+
+
+@pytest.mark.chaos
+def test_killed_at_any_step_and_write_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    """SIGKILL while a checkpoint is written, most of the time: every step writes one."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.gan.test_checkpoint"])
+    seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(10**6))
+    rng, killed, torn = random.Random(seed), 0, 0
+    print(f"seed {seed}")
+    while True:
+        process = processes.Process(target=train_to_the_end, args=(tmp_path,))
+        newest = Checkpoints(tmp_path).find()[:1]
+        process.start()
+        while process.is_alive() and Checkpoints(tmp_path).find()[:1] == newest:
+            time.sleep(0.001)
+        process.join(rng.uniform(0, 0.1))
+        if process.exitcode == 0:
+            break
+        process.kill()
+        process.join()
+        killed += 1
+        torn += len(list(tmp_path.glob(".*")))
+    print(f"killed {killed} times, {torn} of them in the middle of a write")
+    finished = Checkpoints(tmp_path).load(LONG, CPU)
+    assert finished is not None
+    assert killed >= 5
+    assert everything(finished) == everything(trained(LONG))
