@@ -11,6 +11,8 @@ export DO_NOT_TRACK ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # A server takes a run that says nothing for three of these for dead.
 export PREFECT_FLOWS_HEARTBEAT_FREQUENCY ?= 30
+# MLflow draws a bar for every few files that it fetches.
+export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR ?= false
 # Without git on the machine, MLflow's library for it would print a page of warnings a run.
 export GIT_PYTHON_REFRESH ?= quiet
 # Threads that spin while they wait make a step many times slower as soon as another process wants

@@ -7,11 +7,12 @@ import pytest
 
 from tests.chaos.conftest import Trials
 from tests.chaos.pipeline import SECONDS, Pipeline, Reference, check_result, kill
+from tests.long import takes_minutes
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 NUM_RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
-KILLS_A_RUN = 4
+KILLS_A_RUN = 4 if NUM_RUNS > 1 else 2
 
 
 @pytest.mark.parametrize("number", range(NUM_RUNS))
@@ -45,7 +46,9 @@ def test_killed_at_any_moment(
     trials.recover(killed)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=takes_minutes)]
+)
 def test_asked_to_end(
     signum: signal.Signals, pipeline: Pipeline, reference: Reference, trials: Trials
 ) -> None:

@@ -70,6 +70,7 @@ def test_mlflow_gone(
     trials.recover()
 
 
+@takes_minutes
 def test_mlflow_gone_between_registering_and_publishing(
     pipeline: Pipeline, server: MlflowServer, reference: Reference, trials: Trials
 ) -> None:
