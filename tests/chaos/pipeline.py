@@ -16,7 +16,7 @@ from gan.bundle import bundle_digest
 from tests.deployments.local_stack import wait_for
 
 EPOCHS = [1, 2]
-PARAMETERS = "--recipe vanilla --epochs 2 --batch-size 1000 --num-samples 200".split()
+PARAMETERS = ("--recipe", "vanilla", "--epochs", "2", "--batch-size", "1000")
 SECONDS = {
     "start": 8.0,
     "train": 8.0,
@@ -30,6 +30,7 @@ SECONDS = {
 }
 """The steps of the flow, in order, and about how long each takes."""
 ENOUGH_S = 240
+COMMAND = (sys.executable, "-m", "flows.train_gan", "--num-samples", "200")
 GAN = "from flows.gan_command import main; main()"
 
 
@@ -72,7 +73,7 @@ class Pipeline:
         resume = ["--resume"] if list(self.home.glob("runs/*/checkpoints/step-*")) else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flows.train_gan", *PARAMETERS, *resume, *options],
+                [*COMMAND, *PARAMETERS, *resume, *options],
                 cwd=self.home,
                 env=self.variables,
                 stdout=log,
