@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from mlflow import MlflowClient
 from PIL import Image
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
 
@@ -83,6 +83,8 @@ def train_generator(
     checkpoints = Checkpoints(folder / "checkpoints", every_s=checkpoint_every_s)
     state = checkpoints.load(config, place) or TrainState(config, place)
     began, started = state.step, time.perf_counter()
+    if began:
+        get_run_logger().info("going on after step %d, from a checkpoint", began)
 
     # A signal interrupts this thread, never the one that takes the steps: the state stays whole.
     with (

@@ -3,7 +3,10 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from prefect.client.schemas.actions import DeploymentScheduleCreate
@@ -155,10 +158,14 @@ def test_version_is_registered_and_its_files_lie_in_s3(stack: LocalStack, traine
     assert version.name == "mnist-gan-generator"
     assert version.tags["prefect_flow_run_id"] == str(trained.id)
     objects = stack.s3_objects()
-    weights = [key for key in objects if key.endswith("generator.safetensors")]
+    weights = [
+        key
+        for key in objects
+        if key.startswith("mlflow/") and key.endswith("generator.safetensors")
+    ]
     assert len(weights) == 1
     assert objects[weights[0]] > 100_000
-    assert {key.split("/")[0] for key in objects} == {"mlflow"}
+    assert {key.split("/")[0] for key in objects} <= {"mlflow", "published"}
 
 
 def test_keys_of_the_store_are_written_nowhere_else(stack: LocalStack, trained: FlowRun) -> None:
@@ -205,6 +212,39 @@ def test_champion_is_not_promoted_to_champion(
     assert stack.tracked(run_id) == [], "nothing needs to be scored for that"
     version = stack.mlflow.get_model_version_by_alias("mnist-gan-generator", "champion")
     assert version.version == "1"
+
+
+def gan(stack: LocalStack, folder: Path, *words: str) -> str:
+    """What a user types beside the stack, in a folder of their own; what it says."""
+    script = "from flows.gan_command import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        check=False,
+        cwd=folder,
+        env=stack.user | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.usefixtures("trained")
+def test_published_version_is_pulled_from_the_store_and_the_registry(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    address = "s3://gan-models/published"
+    deployment = stack.prefect.read_deployment_by_name("publish-generator/default")
+    run = stack.prefect.create_flow_run_from_deployment(
+        deployment.id, parameters={"publish_to": address}
+    )
+    assert "champion" in gan(stack, tmp_path, "versions")
+    gan(stack, tmp_path, "pull")
+    assert stack.final_state(run.id).is_completed()
+    gan(stack, tmp_path, "pull", "--from", address, "--to", "from-s3")
+    whole = [gan(stack, tmp_path, "verify", name) for name in ("mnist-gan-generator", "from-s3")]
+    assert len({said.split("sha256")[1] for said in whole}) == 1
 
 
 @pytest.fixture(scope="session")
