@@ -110,7 +110,7 @@ class SharedServer:
     def wait_for_checkpoint(self, run: UUID) -> None:
         folder = self.home / "runs" / str(run) / "checkpoints"
         wait_for(
-            lambda: len(list(folder.glob("step-*"))) > 1 or None, seconds=90, what="a checkpoint"
+            lambda: len(list(folder.glob("step-*"))) > 1 or None, seconds=180, what="a checkpoint"
         )
 
     def result(self, run: UUID, seconds: float) -> FlowRun:
@@ -174,7 +174,7 @@ def test_server_that_restarts_in_mid_run_costs_nothing(shared: SharedServer) -> 
     shared.end("server", signal.SIGTERM)
     time.sleep(5)
     shared.start_server()
-    finished = shared.result(run, seconds=120)
+    finished = shared.result(run, seconds=300)
     check_result(shared, finished)
     assert finished.run_count == 1
 
