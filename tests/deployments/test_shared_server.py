@@ -141,13 +141,14 @@ def shared(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     finally:
         for name in ("worker", "server"):
             if name in shared.processes:
-                shared.end(name, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    shared.end(name, signal.SIGTERM)
         home = str(shared.home)
-        time.sleep(1)
-        left = [p for p in psutil.process_iter() if home in _environment(p)]
-        for process in left:
-            process.kill()
-        assert left == []
+        for process in [p for p in psutil.process_iter() if home in _environment(p)]:
+            with suppress(psutil.Error):
+                process.kill()
+        for process in shared.processes.values():
+            process.wait()
 
 
 def _environment(process: psutil.Process) -> str:
