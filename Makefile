@@ -45,6 +45,10 @@ train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_
 	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
 	    $(if $(RESUME),--resume)
 
+.PHONY: sweep
+sweep: $(READY) ## Search settings of recipe quick on this machine
+	@$(PY) -m flows.sweep_gan --space sweep.yaml --trials 8 --epochs 2
+
 .PHONY: ui
 ui: $(READY) ## Open MLflow's UI on the local store, at http://127.0.0.1:5000 or the port in MLFLOW_PORT
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow ui --workers 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from gan.config import ConfigError, TrainConfig
 from gan.data import Split
@@ -85,15 +85,21 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
     device, and the state is whole. What the caller does between two reports changes nothing in
     the training.
 
+    Where torch.distributed has a process group, as under torchrun, each process takes its share of
+    every batch, and all end with the same weights. It is the training that one device does with
+    that batch, but for batch norm, which sees a share at a time, and for dropout, whose masks are
+    the same for each share.
+
     Raises:
-        ConfigError: the batch is larger than the data, or the state began with other data.
+        ConfigError: the batch is larger than the data, or cannot be shared out evenly; or the
+            state began with other data.
         DivergenceError: at a report, a loss is infinite or no number.
     """
     config, device, rng = state.config, state.device, state.rng
     generator, discriminator = state.generator.train(), state.discriminator.train()
     size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
     _require_enough(data, state)
-    steps_per_epoch = len(data) // size
+    share, steps_per_epoch = _share_of(size), len(data) // size
     num_steps = config.epochs * steps_per_epoch
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
     clock = _Clock(state, num_steps, report_every_s)
@@ -103,14 +109,14 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
         if done == 0:
             state.order = torch.randperm(len(data), generator=rng, device=device)
             state.totals = torch.zeros(4, device=device)
-        index = state.order[done * size :][:size]
+        index = state.order[done * size :][share]
         lr = learning_rate(config, state.step / num_steps)
         real = data.images[index].unsqueeze(1).float() / 127.5 - 1
         digits = data.labels[index]
 
         # The discriminator's step: reals up, fakes down.
         with autocast, torch.no_grad():
-            fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
+            fake = generator(torch.randn(noise_shape, generator=rng, device=device)[share], digits)
         penalise = config.penalised and state.step % config.penalty_interval == 0
         both = torch.cat([real, fake.float()]).requires_grad_(penalise)
         with autocast:
@@ -118,14 +124,14 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
         d_loss = discriminator_loss(config.loss, *logits.chunk(2))
         penalty = torch.zeros_like(d_loss)
         if penalise:
-            r1, r2 = squared_gradients(logits, both).view(2, size).mean(1)
+            r1, r2 = squared_gradients(logits, both).view(2, -1).mean(1)
             penalty = config.penalty_interval * (config.r1_gamma * r1 + config.r2_gamma * r2) / 2
         take_step(state.d_optimizer, d_loss + penalty, lr)
 
         # The generator's step: its fakes up, past a discriminator that holds still.
         discriminator.requires_grad_(False)
         with autocast:
-            fake = generator(torch.randn(noise_shape, generator=rng, device=device), digits)
+            fake = generator(torch.randn(noise_shape, generator=rng, device=device)[share], digits)
             again = discriminator(fake, digits).float()
             rival = None
             if config.loss == "relativistic":
@@ -138,8 +144,10 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
         state.step += 1
 
         # Upkeep.
-        probabilities = torch.sigmoid(logits).detach().view(2, size).mean(1)
-        state.totals += torch.cat([torch.stack([d_loss, g_loss]).detach(), probabilities])
+        probabilities = torch.sigmoid(logits).detach().view(2, -1).mean(1)
+        state.totals += average_over_processes(
+            [torch.cat([torch.stack([d_loss, g_loss]).detach(), probabilities])]
+        )[0]
         epoch_done = done + 1 == steps_per_epoch
         if epoch_done or clock.due():
             progress = clock.report(epoch + 1, epoch_done, state.totals / (done + 1))
@@ -179,16 +187,45 @@ def learning_rate(config: TrainConfig, done: float) -> float:
 
 
 def take_step(optimizer: torch.optim.Optimizer, objective: Tensor, lr: float) -> None:
-    """Descend the objective's gradient once."""
+    """Descend the objective's gradient once: its mean over all processes, if there are several."""
     optimizer.zero_grad(set_to_none=True)
     objective.backward()
+    average_over_processes([p.grad for p in optimizer.param_groups[0]["params"]])
     optimizer.param_groups[0]["lr"] = lr
     optimizer.step()
+
+
+def _share_of(size: int) -> slice:
+    """This process's part of a batch; all of it where there is no other process."""
+    if not _several():
+        return slice(size)
+    num, rank = distributed.get_world_size(), distributed.get_rank()
+    if size % num:
+        raise ConfigError(f"batch_size must be a multiple of the {num} processes, not {size}")
+    return slice(rank * size // num, (rank + 1) * size // num)
+
+
+def average_over_processes(tensors: list[Tensor]) -> list[Tensor]:
+    """Replace float tensors by their means over all processes, in one exchange; gives them."""
+    if not tensors or not _several():
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+    return tensors
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
 
 
 @torch.no_grad()
 def update_average(state: TrainState) -> None:
     """Move the averaged generator towards the current one, batch-norm statistics included."""
+    average_over_processes([b for b in state.generator.buffers() if b.is_floating_point()])
     halflife = state.config.ema_halflife_images
     if halflife == 0:
         return

@@ -1,0 +1,315 @@
+"""Proposals, ends and the report of a sweep, on a real study and a real MLflow on SQLite."""
+
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import mlflow
+import optuna
+import pytest
+from mlflow import MlflowClient
+from optuna import Study
+from optuna.trial import TrialState
+from PIL import Image
+from prefect.logging import disable_run_logger
+from prefect.testing.utilities import prefect_test_harness
+
+from gan.bundle import verify_bundle
+from gan.evaluation.scores import load_floors
+from gan.recipes import vanilla
+from tasks.dask_cluster import MAX_SQLITE_WRITERS, make_runner, require_store, run_trials
+from tasks.promotion import Decision
+from tasks.registry import RegisteredVersion
+from tasks.run_folder import RunFolderError, lock_of
+from tasks.search_space import Range, Space, build_distributions, find_middle, suggest
+from tasks.sweep import (
+    SCORE,
+    STARTUP_TRIALS,
+    Sweep,
+    SweepError,
+    begin_trial,
+    end_open_trials,
+    open_study,
+    own_sweep_folder,
+    propose_trials,
+    rank,
+    record_death,
+    run_trial,
+)
+from tasks.sweep_report import make_table, plot_best, weigh, write_page
+
+CONFIG = replace(vanilla(), epochs=2, batch_size=6000)
+SPACE: Space = {
+    "learning_rate": Range(low=0.0001, high=0.001, log=True),
+    "beta1": [0.0, 0.5, 0.9],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    with disable_run_logger():
+        yield
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture(scope="module")
+def _prefect() -> Iterator[None]:
+    with prefect_test_harness():
+        yield
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    folder = tmp_path / "runs" / uuid4().hex  # MLflow knows runs by the names of their folders
+    folder.mkdir(parents=True)
+    return Sweep(
+        folder=folder,
+        config=CONFIG,
+        distributions=build_distributions(SPACE, CONFIG),
+        device="cpu",
+        threads=1,
+        mlflow_run_id=MlflowClient().create_run("0").info.run_id,
+        tracking_uri=mlflow.get_tracking_uri(),
+    )
+
+
+def pretend(sweep: Sweep, number: int) -> dict[str, object]:
+    """Do one trial as a worker does, with a score that comes from its settings; gives these."""
+    study = open_study(sweep.folder, sweep.config.seed + number)
+    trial = begin_trial(sweep.folder, number, study)
+    values = suggest(trial, sweep.distributions)
+    trial.report(values["learning_rate"], 1)
+    study.tell(trial, values["learning_rate"] + values["beta1"])
+    return values
+
+
+def test_first_trial_is_the_middle_and_each_is_proposed_once(sweep: Sweep) -> None:
+    assert propose_trials.fn(sweep, 3) == [0, 1, 2]
+    assert propose_trials.fn(sweep, 3) == [0, 1, 2]
+    assert pretend(sweep, 0) == find_middle(sweep.distributions)
+    assert propose_trials.fn(sweep, 4) == [1, 2, 3]
+    assert propose_trials.fn(sweep, 2) == [1, 2, 3]
+
+
+def test_trial_of_a_dead_worker_is_begun_again_with_its_settings(sweep: Sweep) -> None:
+    propose_trials.fn(sweep, 2)
+    first = begin_trial(sweep.folder, 1, open_study(sweep.folder, 1))
+    values = suggest(first, sweep.distributions)
+    first.report(0.5, 1)
+    again = begin_trial(sweep.folder, 1, open_study(sweep.folder, 2))
+    assert again.number == 1
+    assert suggest(again, sweep.distributions) == values
+    assert open_study(sweep.folder).trials[1].intermediate_values == {1: 0.5}
+
+
+def test_an_interrupted_sweep_proposes_what_an_uninterrupted_one_does(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    num = STARTUP_TRIALS + 4
+    propose_trials.fn(sweep, num)
+    straight = [pretend(sweep, number) for number in range(num)]
+    other = replace(sweep, folder=tmp_path)
+    broken = []
+    for number in range(num):
+        propose_trials.fn(other, num)
+        if random.random() < 0.5:
+            study = open_study(other.folder, number)
+            suggest(begin_trial(other.folder, number, study), sweep.distributions)
+        broken.append(pretend(other, number))
+    assert broken == straight
+    third = replace(sweep, folder=tmp_path / "third", config=replace(CONFIG, seed=1))
+    third.folder.mkdir()
+    propose_trials.fn(third, num)
+    assert [pretend(third, number) for number in range(num)] != straight
+
+
+def test_only_a_sweep_of_the_same_space_is_resumed(tmp_path: Path) -> None:
+    wide = build_distributions(SPACE, CONFIG)
+    narrow = build_distributions({"beta1": [0.5]}, CONFIG)
+    with own_sweep_folder(tmp_path, CONFIG, wide, resume=False) as folder:
+        pass
+    with own_sweep_folder(tmp_path, CONFIG, wide, resume=True) as again:
+        assert again == folder
+    for config, space in ((CONFIG, narrow), (replace(CONFIG, epochs=3), wide)):
+        with (
+            pytest.raises(RunFolderError, match="nothing to resume"),
+            own_sweep_folder(tmp_path, config, space, resume=True),
+        ):
+            pass
+    with (
+        lock_of(folder),
+        pytest.raises(RunFolderError, match="another process is working in"),
+        own_sweep_folder(tmp_path, CONFIG, wide, resume=True),
+    ):
+        pass
+
+
+def test_best_are_those_with_the_lowest_score(sweep: Sweep) -> None:
+    propose_trials.fn(sweep, 4)
+    with pytest.raises(SweepError, match="none of 4 trials came to its end"):
+        rank(open_study(sweep.folder))
+    for number in range(4):
+        pretend(sweep, number)
+    scores = [trial.value for trial in rank(open_study(sweep.folder))]
+    assert len(scores) == 4
+    assert scores == sorted(scores)
+
+
+def test_trial_that_takes_its_workers_with_it_has_failed(sweep: Sweep) -> None:
+    propose_trials.fn(sweep, 2)
+    trial = begin_trial(sweep.folder, 0, open_study(sweep.folder))
+    run_id = MlflowClient().create_run("0").info.run_id
+    trial.set_user_attr("mlflow_run_id", run_id)
+    trial.report(3.0, 1)
+    record_death(sweep, 0, "4 workers died of it")
+    begin_trial(sweep.folder, 1, open_study(sweep.folder))
+    record_death(sweep, 1, "4 workers died of it")
+    ended = open_study(sweep.folder).trials
+    assert [trial.state for trial in ended] == [TrialState.FAIL] * 2
+    assert propose_trials.fn(sweep, 2) == []
+    run = MlflowClient().get_run(run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["trial_reason"] == "4 workers died of it"
+    assert run.data.metrics[SCORE] == 3.0
+
+
+def test_interrupted_sweep_ends_the_runs_of_its_open_trials(sweep: Sweep) -> None:
+    propose_trials.fn(sweep, 1)
+    run_id = MlflowClient().create_run("0").info.run_id
+    trial = begin_trial(sweep.folder, 0, open_study(sweep.folder))
+    trial.set_user_attr("mlflow_run_id", run_id)
+    end_open_trials(sweep)
+    assert MlflowClient().get_run(run_id).info.status == "KILLED"
+    assert propose_trials.fn(sweep, 1) == [0]
+
+
+def test_sqlite_is_refused_for_many_writers() -> None:
+    require_store("sqlite:///mlflow.db", MAX_SQLITE_WRITERS)
+    require_store("http://host:5000", 1000)
+    with pytest.raises(SweepError, match="takes 8 writers at once, not 9; set MLFLOW_TRACKING_URI"):
+        require_store("sqlite:///mlflow.db", MAX_SQLITE_WRITERS + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_prefect")
+def test_trial_that_is_whole_and_one_that_is_pruned(
+    sweep: Sweep, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MNIST_GAN_DATA_DIR", str(mnist_dir.parent))
+    propose_trials.fn(sweep, STARTUP_TRIALS + 2)
+    run_trial(sweep, 0)
+    for number in range(1, STARTUP_TRIALS + 1):
+        pretend(sweep, number)  # scores that no training reaches
+    run_trial(sweep, STARTUP_TRIALS + 1)
+    run_trial(sweep, 0)  # has ended, and is left alone
+    trials = open_study(sweep.folder).trials
+    whole, pruned = trials[0], trials[-1]
+    assert whole.state == TrialState.COMPLETE
+    assert list(whole.intermediate_values) == [1, 2]
+    assert whole.value == whole.intermediate_values[2]
+    assert verify_bundle(sweep.trial_folder(0) / "bundle") == whole.user_attrs["digest"]
+    assert pruned.state == TrialState.PRUNED
+    assert list(pruned.intermediate_values) == [1]
+    for trial, end in ((whole, "complete"), (pruned, "pruned")):
+        run = MlflowClient().get_run(trial.user_attrs["mlflow_run_id"])
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["trial_end"] == end
+        assert run.data.tags["mlflow.parentRunId"] == sweep.mlflow_run_id
+        assert not (sweep.trial_folder(trial.number) / "checkpoints").exists()
+    reason = MlflowClient().get_run(pruned.user_attrs["mlflow_run_id"]).data.tags["trial_reason"]
+    assert reason.startswith("its score in epoch 1, ")
+
+
+@pytest.fixture
+def mixed(sweep: Sweep) -> Study:
+    """Trials of every end; the score hangs on the learning rate alone, but for a trace."""
+    study = open_study(sweep.folder)
+    values = iter(range(100))
+    for number in range(20):
+        params = {"learning_rate": 0.0001 + 0.00004 * number, "beta1": (0.0, 0.5, 0.9)[number % 3]}
+        state = {3: TrialState.FAIL, 5: TrialState.PRUNED}.get(number, TrialState.COMPLETE)
+        study.add_trial(
+            optuna.create_trial(
+                params=params,
+                distributions=dict(sweep.distributions),
+                state=state,
+                value=None if state == TrialState.FAIL else 100 - next(values),
+                intermediate_values={1: 5.0},
+                user_attrs={"reason": "it | broke\nin two"} if number == 3 else {},
+            )
+        )
+    return study
+
+
+def test_report_has_all_trials_what_matters_and_the_middle(mixed: Study, tmp_path: Path) -> None:
+    floors = load_floors()
+    table, weights = make_table(mixed, {19: floors}), weigh(mixed)
+    assert list(table["trial"]) == list(range(20))
+    assert table["end"].value_counts().to_dict() == {"complete": 18, "fail": 1, "pruned": 1}
+    assert table["frechet_distance"].dropna().to_dict() == {19: floors.frechet_distance}
+    assert list(weights) == ["learning_rate", "beta1"]
+    assert sum(weights.values()) == pytest.approx(1)
+    version = RegisteredVersion(name="generator", version=7, alias="challenger")
+    decision = Decision(version=7, champion=1, promoted=False, reason="asked for never")
+    page = write_page(mixed, table, weights, 19, version, decision)
+    assert page.startswith("# Sweep: trial 19 of 20 is generator version 7")
+    assert "the middle of the space 100.0000" in page
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 20 + 2 + 2
+    assert len({row.count("|") for row in rows[:22]}) == 1
+    assert "it / broke in two" in page
+    plot_best(mixed, tmp_path / "best.png")
+    with Image.open(tmp_path / "best.png") as picture:
+        assert picture.size == (1350, 750)
+
+
+def test_few_trials_tell_nothing_of_importance(sweep: Sweep) -> None:
+    propose_trials.fn(sweep, 2)
+    pretend(sweep, 0)
+    assert weigh(open_study(sweep.folder)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.usefixtures("_prefect")
+def test_lost_scheduler_is_said_and_its_trial_left_to_be_taken_up(
+    sweep: Sweep, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+) -> None:
+    monkeypatch.setenv("MNIST_GAN_DATA_DIR", str(mnist_dir.parent))
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    dask = [sys.executable, "-m", "dask"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    propose_trials.fn(sweep, 1)
+    long = replace(sweep, config=replace(CONFIG, epochs=1000))
+
+    def strike() -> None:
+        deadline = time.monotonic() + 60
+        while not open_study(sweep.folder).trials[0].intermediate_values:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        scheduler.kill()
+
+    with (
+        subprocess.Popen([*dask, "scheduler", "--host", address], **quiet) as scheduler,
+        subprocess.Popen([*dask, "worker", address, "--nthreads", "1"], **quiet) as worker,
+        ThreadPoolExecutor(1) as killer,
+    ):
+        killer.submit(strike)
+        runner = make_runner(address, "cpu", 1, 3)
+        with pytest.raises(SweepError, match=f"scheduler at {address} went away; .* --resume"):
+            run_trials(long, [0], runner)
+        worker.terminate()
+    assert open_study(sweep.folder).trials[0].state == TrialState.RUNNING
+    assert propose_trials.fn(sweep, 1) == [0]
