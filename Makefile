@@ -62,7 +62,7 @@ test: $(READY) ## Run all tests that this machine can; what is skipped is listed
 	$(PY) -m pytest
 
 .PHONY: chaos
-chaos: $(READY) ## Kill, cut off and starve the whole pipeline, a hundred times and more: about an hour
+chaos: $(READY) ## Kill, cut off and starve the whole pipeline, in CHAOS_RUNS runs
 	CHAOS_RUNS=$(or $(CHAOS_RUNS),30) $(PY) -m pytest -m chaos
 
 .PHONY: screenshots

@@ -8,7 +8,7 @@ import torch
 
 from gan.bundle import name_architecture
 from gan.config import TrainConfig
-from gan.evaluation.scores import Scores, explain, load_floors
+from gan.evaluation.scores import Scores, explain, score_rows
 from gan.networks import build_generator
 from gan.onnx_export import OPSET
 
@@ -118,19 +118,9 @@ def _training_rows(config: TrainConfig, dataset_digest: str, git_commit: str) ->
 
 
 def _score_rows(scores: Scores) -> list[list[str]]:
-    floor = load_floors()
-    alike = (floor.judge, floor.num_samples) == (scores.judge, scores.num_samples)
-    floors = floor.metrics() if alike else {}
     return [
-        [
-            name,
-            f"{value:.4f}",
-            f"{floors[name]:.4f}" if name in floors else "",
-            explain(name).better,
-            explain(name).meaning,
-        ]
-        for name, value in scores.metrics().items()
-        if not name.startswith("digit_share")
+        [name, f"{value:.4f}", floor, explain(name).better, meaning]
+        for name, value, floor, meaning in score_rows(scores)
     ]
 
 

@@ -30,19 +30,27 @@ def own_run_folder(runs_dir: Path, config: TrainConfig, *, resume: bool) -> Iter
     Raises:
         RunFolderError: nothing to resume, another process trains in it, or the disk refuses.
     """
-    if resume:
-        folder = find_interrupted(runs_dir, config)
-    else:
-        folder = make_folder(runs_dir / str(flow_run.get_id()))
-    lock = lock_of(folder)
+    folder = find_interrupted(runs_dir, config) if resume else runs_dir / str(flow_run.get_id())
+    with hold(folder, "training"):
+        yield folder
+
+
+@contextmanager
+def hold(folder: Path, work: str, patience_s: float = 0) -> Iterator[None]:
+    """Make a folder and keep other processes out of it; `work` says what they would be doing.
+
+    Raises:
+        RunFolderError: one is there and went on longer than `patience_s`, or the disk refuses.
+    """
+    lock = lock_of(make_folder(folder))
     try:
-        lock.acquire()
+        held = lock.acquire(timeout=patience_s, poll_interval=0.5)
     except Timeout:
-        raise RunFolderError(f"another process is training in {folder}") from None
+        raise RunFolderError(f"another process is {work} in {folder}") from None
     except OSError as error:
         raise RunFolderError(f"cannot write to {folder}: {error.strerror}") from None
-    with lock:
-        yield folder
+    with held:
+        yield
 
 
 def finish(folder: Path) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 import mlflow
 import optuna
 import torch
-from filelock import Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -40,7 +39,7 @@ from gan.evaluation.reference import load_reference
 from gan.evaluation.scores import draws_like
 from gan.training import DivergenceError, TrainState
 from tasks.data import DatasetRef, download_mnist
-from tasks.run_folder import RunFolderError, finish, lock_of, make_folder
+from tasks.run_folder import RunFolderError, finish, hold
 from tasks.search_space import Distributions, change, find_middle, suggest
 from tasks.settings import load_settings
 from tasks.tracking import tracked_run
@@ -117,27 +116,9 @@ def own_sweep_folder(
                 "nothing to resume"
             )
         folder = max(notes, key=lambda note: note.stat().st_mtime).parent
-    with hold(folder):
+    with hold(folder, "working"):
         (folder / "sweep.json").write_text(wanted)
         yield folder
-
-
-@contextmanager
-def hold(folder: Path, patience_s: float = 0) -> Iterator[None]:
-    """Make a folder and keep other processes from working in it.
-
-    Raises:
-        RunFolderError: one works there and went on longer than `patience_s`, or the disk refuses.
-    """
-    lock = lock_of(make_folder(folder))
-    try:
-        held = lock.acquire(timeout=patience_s, poll_interval=0.5)
-    except Timeout:
-        raise RunFolderError(f"another process is working in {folder}") from None
-    except OSError as error:
-        raise RunFolderError(f"cannot write to {folder}: {error.strerror}") from None
-    with held:
-        yield
 
 
 def open_storage(folder: Path) -> JournalStorage:
@@ -181,7 +162,7 @@ def run_trial(sweep: Sweep, number: int) -> None:
     mlflow.set_tracking_uri(sweep.tracking_uri)
     study = open_study(sweep.folder, sweep.config.seed + number)
     folder = sweep.trial_folder(number)
-    with hold(folder, PATIENCE_S):
+    with hold(folder, "working", PATIENCE_S):
         if study.trials[number].state.is_finished():
             return
         trial = begin_trial(sweep.folder, number, study)
@@ -200,12 +181,16 @@ def run_trial(sweep: Sweep, number: int) -> None:
 def begin_trial(folder: Path, number: int, study: Study) -> Trial:
     """The trial to work on: a waiting one, or one that was begun by a worker that died."""
     storage = open_storage(folder)
-    trial_id = storage.get_trial_id_from_study_id_trial_number(
-        storage.get_study_id_from_name(study.study_name), number
-    )
+    trial_id = find_trial_id(storage, study, number)
     if study.trials[number].state == TrialState.WAITING:
         storage.set_trial_state_values(trial_id, TrialState.RUNNING)
     return Trial(study, trial_id)
+
+
+def find_trial_id(storage: JournalStorage, study: Study, number: int) -> int:
+    """What the storage calls a trial."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
 def _train(sweep: Sweep, trial: Trial, config: TrainConfig, folder: Path) -> float | None:
@@ -275,9 +260,7 @@ def record_death(sweep: Sweep, number: int, reason: str) -> None:
     study = open_study(sweep.folder)
     trial = study.trials[number]
     storage = open_storage(sweep.folder)
-    trial_id = storage.get_trial_id_from_study_id_trial_number(
-        storage.get_study_id_from_name(study.study_name), number
-    )
+    trial_id = find_trial_id(storage, study, number)
     if run_id := trial.user_attrs.get("mlflow_run_id"):
         _note(Trial(study, trial_id), run_id, "failed", reason)
         MlflowClient().set_terminated(run_id, "FAILED")
