@@ -141,7 +141,8 @@ def test_better_challenger_becomes_champion_and_the_former_one_previous(tmp_path
     decision = settle("challenger", "if-better", found(BETTER), tmp_path)
     assert decision.promoted
     assert (decision.version, decision.champion) == (2, 1)
-    assert holders() == {"champion": 2, "previous": 1}
+    held = find_holders(MlflowClient())
+    assert held == {"champion": 2, "previous": 1}, "it is no challenger any more"
     assert tags(2) == {
         "promotion": "promoted",
         "promotion_reason": decision.reason,
@@ -174,7 +175,7 @@ def test_comparison_is_of_the_registered_bundles(registry: Registry, tmp_path: P
 def test_challenger_that_is_no_better_stays_one_and_says_why(tmp_path: Path) -> None:
     decision = settle(2, "if-better", found(EQUAL), tmp_path)
     assert not decision.promoted
-    assert holders() == {"champion": 1}
+    assert find_holders(MlflowClient()) == {"champion": 1, "challenger": 2}
     assert tags(2)["promotion"] == "not promoted"
     assert tags(2)["promotion_reason"] == decision.reason
     assert "no better beyond the noise" in decision.reason
