@@ -1,18 +1,22 @@
-"""Score a registered generator again: another seed, another machine, another day."""
+"""Look closely at a registered generator: how its scores spread, who can tell, where it fails."""
+
+from typing import Annotated
 
 from prefect import flow
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from flows import command_line
 from flows.parameters import DeviceName, NumSamples, Seed, VersionName
-from gan.evaluation.scores import Scores
 from gan.training import choose_device
 from tasks.data import download_mnist
-from tasks.evaluation import evaluate_generator as score_bundle
-from tasks.reporting import report_scores
+from tasks.evaluation import Findings, examine_generator
+from tasks.reporting import report_findings
 from tasks.services import check_services
 from tasks.settings import load_settings
 from tasks.versions import evaluation_run, fetch_version
+
+NumDraws = Annotated[int, Field(ge=1, le=20)]
 
 
 @flow(name="evaluate-generator", flow_run_name="version {version}, seed {seed}")
@@ -21,14 +25,19 @@ def evaluate_generator(
     seed: Seed = 0,
     device: DeviceName = "auto",
     num_samples: NumSamples = 10_000,
-) -> Scores:
-    """Score a registered generator again and put the scores beside the champion's.
+    num_draws: NumDraws = 3,
+) -> Findings:
+    """Score a registered generator anew, several times, and set fresh classifiers on it.
+
+    Takes some minutes on a CPU: two adversaries are trained to tell its drawings from real digits,
+    and a student is trained on drawings alone.
 
     Args:
         version: the version's number, or an alias such as champion or challenger.
-        seed: decides which images are drawn; the scores at registration had 0.
+        seed: decides which images are drawn, with those after it; at registration it was 0.
         device: where to draw; auto takes CUDA, then MPS, then the CPU.
-        num_samples: drawn images to judge; scores of different counts do not compare.
+        num_samples: drawn images to judge in each draw; scores of different counts do not compare.
+        num_draws: how often to draw and score.
     """
     settings = load_settings()
     place = choose_device(device).type
@@ -38,11 +47,18 @@ def evaluate_generator(
     dataset = download_mnist(settings.data_dir, settings.data_mirrors)
     fetched = fetch_version(version, folder)
     with evaluation_run(fetched) as run_id:
-        scores = score_bundle(
-            fetched.bundle, dataset, place, run_id, folder, num_samples=num_samples, seed=seed
+        findings = examine_generator(
+            fetched.bundle,
+            dataset,
+            place,
+            run_id,
+            folder,
+            num_samples=num_samples,
+            num_draws=num_draws,
+            seed=seed,
         )
-    report_scores(fetched, scores)
-    return scores
+    report_findings(fetched, findings)
+    return findings
 
 
 if __name__ == "__main__":

@@ -69,10 +69,14 @@ def sample(arguments: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from gan.sampling import draw, tile
+    from gan.sampling import draw, interpolate, tile
 
     generator = _load_generator(arguments.version, arguments.bundle)
-    images = draw(generator, [arguments.digit], num=arguments.num, seed=arguments.seed)
+    wish: dict[str, Any] = {"num": arguments.num, "seed": arguments.seed}
+    if arguments.to_seed is None:
+        images = draw(generator, [arguments.digit], temperature=arguments.temperature, **wish)
+    else:
+        images = interpolate(generator, arguments.digit, to_seed=arguments.to_seed, **wish)
     columns = math.ceil(math.sqrt(arguments.num))
     blank = torch.zeros(-arguments.num % columns, 28, 28, dtype=torch.uint8)
     sheet = Image.fromarray(tile(torch.cat([images, blank]), columns=columns).numpy())
@@ -206,6 +210,19 @@ def _parse() -> argparse.Namespace:
     command.add_argument(
         "--seed", type=_whole_number(0, 2**63 - 1), default=0, help="decides which (default: 0)"
     )
+    way = command.add_mutually_exclusive_group()
+    way.add_argument(
+        "--temperature",
+        type=_temperature,
+        default=1.0,
+        help="0 to 2; below 1 more typical and less varied (default: 1)",
+    )
+    way.add_argument(
+        "--to-seed",
+        type=_whole_number(0, 2**63 - 1),
+        metavar="SEED",
+        help="draw the way from one seed's digit to another's",
+    )
     command.add_argument(
         "--out",
         type=_png_file,
@@ -262,6 +279,12 @@ def _whole_number(least: int, most: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"a whole number, {least} to {most}, not {text!r}")
 
     return parse
+
+
+def _temperature(text: str) -> float:
+    if re.fullmatch(r"[0-9]*\.?[0-9]+", text) and float(text) <= 2:
+        return float(text)
+    raise argparse.ArgumentTypeError(f"a number, 0 to 2, not {text!r}")
 
 
 def _png_file(text: str) -> Path:

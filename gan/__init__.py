@@ -14,7 +14,7 @@ from gan.bundle import BundleError, load_bundle, save_bundle, verify_bundle
 from gan.config import ConfigError, ConvConfig, MlpConfig, TrainConfig
 from gan.data import DataError, Mnist, Split, load_mnist
 from gan.recipes import RECIPES, configure, quick, vanilla
-from gan.sampling import SamplingError, draw, draw_sheet, tile
+from gan.sampling import SamplingError, draw, draw_sheet, interpolate, tile
 from gan.training import DivergenceError, Progress, TrainState, choose_device, train
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "configure",
     "draw",
     "draw_sheet",
+    "interpolate",
     "load_bundle",
     "load_mnist",
     "quick",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -191,14 +192,21 @@ def read_evaluations(client: MlflowClient, run: Run, version: ModelVersion | Non
         again = client.search_runs(
             [run.info.experiment_id], f"tags.model_version = '{version.version}'"
         )
-    found: dict[Scores, None] = {}  # an ordered set
-    for each in (run, *again):
-        files = [file.path for file in client.list_artifacts(each.info.run_id)]
-        if "scores.json" in files:
-            with TemporaryDirectory() as scratch:
-                path = client.download_artifacts(each.info.run_id, "scores.json", scratch)
-                found[Scores.from_json(json.loads(Path(path).read_text()))] = None
+    own = read_json(client, run, "scores.json")
+    later = [read_json(client, each, "examination.json") or {"scores": []} for each in again]
+    several = ([own] if own else []) + [scores for each in later for scores in each["scores"]]
+    found = dict.fromkeys(map(Scores.from_json, several))  # an ordered set
     return [scores for scores in found if _protocol(scores) == _protocol(next(iter(found)))]
+
+
+def read_json(client: MlflowClient, run: Run, name: str) -> dict[str, Any] | None:
+    """A run's artifact, if it is there."""
+    if name not in [file.path for file in client.list_artifacts(run.info.run_id)]:
+        return None
+    with TemporaryDirectory() as scratch:
+        path = Path(client.download_artifacts(run.info.run_id, name, scratch))
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
 
 
 def _protocol(scores: Scores) -> tuple[str, int, str]:

@@ -16,7 +16,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from gan.config import TrainConfig
-from gan.evaluation.scores import Scores, score_rows
+from gan.evaluation.judge import JUDGE_ID, read_card
+from gan.evaluation.scores import Scores, explain, load_floors, score_rows
+from tasks.evaluation import Findings
 from tasks.pages import is_web_address
 from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
@@ -57,19 +59,40 @@ def report(
     )
 
 
-@task(name="report scores", cache_policy=NO_CACHE)
-def report_scores(version: FetchedVersion, scores: Scores) -> None:
-    """Print a version's scores, and leave them as an artifact of the flow run."""
-    champion = champion_scores(MlflowClient(), scores)
+@task(name="report findings", cache_policy=NO_CACHE)
+def report_findings(version: FetchedVersion, findings: Findings) -> None:
+    """Print what was found of a version, and leave it as an artifact of the flow run."""
     title = f"{MODEL_NAME} version {version.version}"
-    table = f"""# {title}
+    table = findings_table(findings)
+    draws = "one draw" if findings.num_draws == 1 else f"{findings.num_draws} draws"
+    text = f"""# {title}
 
-{scores.num_samples:,} drawn images, judged by {scores.judge}.
+{findings.num_samples:,} drawn images, judged by {JUDGE_ID}: the mean of {draws}, and its standard
+deviation. Adversaries and student were trained once, on one more draw.
 
-{score_table(scores, champion)}
+{table}
 """
-    print(table)  # noqa: T201
-    create_markdown_artifact(markdown=table, key="scores", description=title)
+    print(text)  # noqa: T201
+    create_markdown_artifact(markdown=text, key="scores", description=title)
+
+
+def findings_table(findings: Findings) -> str:
+    """The scores beside what real images get, as a markdown table."""
+    floors: dict[str, float] = {}
+    if findings.num_samples == load_floors().num_samples:
+        floors = {**load_floors().metrics(), "synthetic_accuracy": read_card()["test_accuracy"]}
+
+    def row(name: str, value: float) -> str:
+        spread = f" ± {findings.deviations[name]:.4f}" if name in findings.deviations else ""
+        floor = f"{floors[name]:.4f}" if name in floors else ""
+        return f"| {name} | {value:.4f}{spread} | {floor} | {explain(name).meaning} |"
+
+    rows = [
+        row(name, value)
+        for name, value in findings.means.items()
+        if not name.startswith("digit_share")
+    ]
+    return "\n".join(["| score | drawn | real | |", "| --- | --- | --- | --- |", *rows])
 
 
 def summary(

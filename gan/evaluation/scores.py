@@ -93,12 +93,18 @@ METRICS: Mapping[str, Metric] = {
         meaning="the same in the judge's features",
         better="near the floor",
     ),
+    "synthetic_accuracy": Metric(
+        meaning="accuracy on real images of a classifier that was trained on drawings alone",
+        better="higher",
+    ),
     "digit_share": Metric(
         meaning="share of drawings that the judge reads as this digit",
         better="near the floor",
     ),
 }
-"""One line on every metric. `two_sample` stands for each protocol, `digit_share` for each digit."""
+"""One line on every metric. `two_sample` stands for each protocol, `digit_share` for each digit;
+`synthetic_accuracy` is none of the `Scores`, as it takes minutes: see `gan.evaluation.examination`.
+"""
 
 
 def explain(name: str) -> Metric:
@@ -145,7 +151,7 @@ class Scores:
         values: dict[str, float | None] = {
             self.protocol if name == "two_sample" else name: getattr(self, name)
             for name in METRICS
-            if name != "digit_share"
+            if name not in ("synthetic_accuracy", "digit_share")
         }
         values |= {f"digit_share_{digit}": n for digit, n in enumerate(self.digit_histogram)}
         return {name: value for name, value in values.items() if value is not None}
@@ -228,7 +234,7 @@ def evaluate(
     reference = load_reference(judge, data, cache)
 
     num_new = min(num_samples, len(data.test))
-    num_drawn = max(num_samples, protocol.num_images) + num_new
+    num_drawn = max(num_samples, protocol.num_needed) + num_new
     rng = torch.Generator().manual_seed(seed)
     images, asked = draw(num_drawn, seed)
     # Drawings may come sorted by digit; any part of them must be like the whole.
@@ -241,11 +247,11 @@ def evaluate(
     as_asked = share_as_asked(digits, None if asked is None else asked.cpu()[order[:num_samples]])
     overlap = support(features, reference.test_features, reference.test_reach)
     close_pixels, close_features = nearness_to_training(scored, features, data, reference)
-    chosen = torch.randperm(len(data.train), generator=rng)[: protocol.num_images]
+    chosen = torch.randperm(len(data.train), generator=rng)[: protocol.num_needed]
     tested = torch.randperm(len(data.test), generator=rng)[:num_new]
     accuracy = two_sample_accuracy(
         protocol,
-        generated=images[: protocol.num_images],
+        generated=images[: protocol.num_needed],
         real=data.train.images[chosen.to(data.train.images.device)],
         new_generated=new,
         new_real=data.test.images[tested.to(data.test.images.device)],

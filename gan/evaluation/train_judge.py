@@ -38,15 +38,15 @@ def train_judge(train: Split, *, seed: int = SEED, epochs: int = EPOCHS) -> Judg
     rng = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        judge = Judge()
+        judge = Judge().to(train.images.device)
     steps_per_epoch = len(train) // BATCH_SIZE
     optimizer = torch.optim.AdamW(judge.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=epochs * steps_per_epoch, pct_start=0.2
     )
     for epoch in range(1, epochs + 1):
-        total = torch.zeros(())
-        order = torch.randperm(len(train), generator=rng)
+        total = torch.zeros((), device=train.images.device)
+        order = torch.randperm(len(train), generator=rng).to(train.images.device)
         for index in order.split(BATCH_SIZE)[:steps_per_epoch]:
             logits = judge.logits(shift(train.images[index], rng))
             loss = F.cross_entropy(logits, train.labels[index], label_smoothing=LABEL_SMOOTHING)
@@ -63,8 +63,9 @@ def shift(images: Tensor, rng: torch.Generator) -> Tensor:
     """Move each of n images [n, 28, 28] by up to MAX_SHIFT pixels both ways, filling with 0."""
     padded = F.pad(images, (MAX_SHIFT,) * 4)
     offsets = torch.randint(2 * MAX_SHIFT + 1, (2, len(images), 1), generator=rng)
-    rows, columns = offsets + torch.arange(28)
-    return padded[torch.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    rows, columns = (offsets + torch.arange(28)).to(images.device)
+    each = torch.arange(len(images), device=images.device)
+    return padded[each[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def save_judge(judge: Judge, test: Split, folder: Path) -> None:

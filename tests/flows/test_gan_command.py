@@ -22,7 +22,7 @@ from PIL import Image
 
 from flows import gan_command
 from gan.bundle import load_bundle, verify_bundle
-from gan.sampling import ANY_DIGIT, draw, tile
+from gan.sampling import ANY_DIGIT, draw, interpolate, tile
 from tests.registry import Registry
 
 NAME = "mnist-gan-generator"
@@ -139,9 +139,16 @@ def test_champion_is_pulled_sampled_and_verified(gan: Gan, here: Registry, folde
     succeeded(gan("sample", "--bundle", NAME, "--digit", "8", "--seed", "1", "--out", "e.PNG"))
     assert (folder / "e.PNG").read_bytes() == (folder / "eights.png").read_bytes()
 
+    succeeded(gan("sample", "--bundle", NAME, "--num", "9", "--to-seed", "4", "--out", "way.png"))
+    way = interpolate(load_bundle(here.bundle(1)), ANY_DIGIT, num=9, seed=0, to_seed=4)
+    np.testing.assert_array_equal(np.asarray(Image.open(folder / "way.png")), tile(way, columns=3))
+    succeeded(gan("sample", "--bundle", NAME, "--digit", "3", "--temperature", "0", "--num", "2"))
+    sheet = np.asarray(Image.open(folder / "digits.png"))
+    np.testing.assert_array_equal(sheet[2:30, 2:30], sheet[2:30, 32:60])
+
     assert here.digests[0] in succeeded(gan("verify", NAME))
     left = {path.name for path in folder.iterdir()}
-    assert left == {"mlflow.db", NAME, "eights.png", "e.PNG"}
+    assert left == {"mlflow.db", NAME, "eights.png", "e.PNG", "way.png", "digits.png"}
 
 
 @pytest.mark.slow
@@ -245,6 +252,9 @@ def test_signed_bundle_is_verified_with_the_key_and_an_altered_one_is_not(
         (("sample", "--num", "1e3"), "a whole number, 1 to 10000, not '1e3'"),
         (("sample", "--seed", "9223372036854775808"), "a whole number, 0 to"),
         (("sample", "--seed", "²"), "a whole number, 0 to"),
+        (("sample", "--temperature", "2.1"), "a number, 0 to 2, not '2.1'"),
+        (("sample", "--temperature", "nan"), "a number, 0 to 2, not 'nan'"),
+        (("sample", "--to-seed", "1", "--temperature", "1"), "not allowed with argument"),
         (("sample", "--out", "a.jpg"), "does not end in .png"),
         (("sample", "--out", "no/where.png"), "there is no folder no"),
         (("sample", "--bundle", "x", "--version", "1"), "not allowed with argument"),
@@ -272,6 +282,7 @@ def test_nonsense_is_refused_with_a_sentence(
         (("pull", "--from", "s3://b"), "s3://bucket"),
         (("sample", "--bundle", "full"), "is not a whole bundle"),
         (("sample", "--bundle", "absent"), "is not a whole bundle"),
+        (("sample", "--to-seed", "0"), "the way needs two seeds, not 0 twice"),
         (("sample", "--out", "folder.png"), "folder.png: Is a directory"),
         (("verify", "absent"), "is not a whole bundle"),
         (("sign", "absent", "--key", "absent"), "is not a whole bundle"),

@@ -2,13 +2,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gan.config import ConvConfig, MlpConfig
 from gan.networks import Generator, build_generator
-from gan.sampling import SamplingError, draw, draw_sheet, tile, to_bytes
+from gan.sampling import ANY_DIGIT, SamplingError, draw, draw_sheet, interpolate, tile, to_bytes
 
 DIGITS = st.lists(st.integers(-1, 9), max_size=6)
 
@@ -113,11 +113,65 @@ def test_an_unconditional_generator_takes_any_alone_and_says_so() -> None:
         ({"num": -5}, "num must be at least 1, not -5"),
         ({"seed": -1}, "seed must be 0 to 2**63 - 1, not -1"),
         ({"seed": 2**63}, "seed must be 0 to 2**63 - 1, not 9223372036854775808"),
+        ({"temperature": -0.1}, "temperature must be 0 to 2, not -0.1"),
+        ({"temperature": 2.1}, "temperature must be 0 to 2, not 2.1"),
+        ({"temperature": float("nan")}, "temperature must be 0 to 2, not nan"),
     ],
 )
 def test_nonsense_is_refused_in_a_sentence(wish: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SamplingError) as refusal:
         draw(CONDITIONAL, **{"digits": [1], "seed": 0, **wish})
+    assert str(refusal.value) == sentence
+
+
+def test_temperature_scales_the_noise_and_1_changes_nothing() -> None:
+    noise = torch.randn(5, 4, generator=torch.Generator().manual_seed(2))
+    digits = torch.full((5,), 3)
+    for temperature in (0.0, 0.5, 2.0):
+        images = draw(CONDITIONAL, [3], num=5, seed=2, temperature=temperature)
+        assert_same_pictures(images, images_of(CONDITIONAL, noise * temperature, digits))
+    still = draw(CONDITIONAL, [3], num=5, seed=2, temperature=0.0)
+    assert len(torch.unique(still, dim=0)) == 1
+    assert torch.equal(
+        draw(CONDITIONAL, [3], num=5, seed=2, temperature=1.0),
+        draw(CONDITIONAL, [3], num=5, seed=2),
+    )
+
+
+@GENERATORS
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**63 - 1), to_seed=st.integers(0, 2**63 - 1), num=st.integers(2, 9))
+def test_way_goes_from_one_seeds_image_to_the_others(
+    generator: Generator, seed: int, to_seed: int, num: int
+) -> None:
+    assume(seed != to_seed)
+    digit = ANY_DIGIT if generator is UNCONDITIONAL else 7
+    way = interpolate(generator, digit, num=num, seed=seed, to_seed=to_seed)
+    assert way.shape == (num, 28, 28)
+    ends = torch.cat([draw(generator, [digit], seed=each) for each in (seed, to_seed)])
+    assert_same_pictures(way[[0, -1]], ends)
+    back = interpolate(generator, digit, num=num, seed=to_seed, to_seed=seed)
+    assert_same_pictures(back.flip(0), way)
+
+
+def test_way_keeps_to_one_digit() -> None:
+    ways = [interpolate(CONDITIONAL, d, num=4, seed=5, to_seed=6) for d in range(10)]
+    any_digit = interpolate(CONDITIONAL, ANY_DIGIT, num=4, seed=5, to_seed=6)
+    assert sum(torch.equal(any_digit, way) for way in ways) == 1
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"num": 1}, "a way from one image to another takes at least 2, not 1"),
+        ({"to_seed": 0}, "the way needs two seeds, not 0 twice"),
+        ({"to_seed": -1}, "seed must be 0 to 2**63 - 1, not -1"),
+        ({"digit": 10}, "a digit must be 0 to 9, or -1 for any"),
+    ],
+)
+def test_way_to_nowhere_is_refused_in_a_sentence(wish: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SamplingError) as refusal:
+        interpolate(CONDITIONAL, **{"digit": 1, "num": 3, "seed": 0, "to_seed": 1, **wish})
     assert str(refusal.value) == sentence
 
 

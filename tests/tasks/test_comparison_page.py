@@ -126,13 +126,14 @@ def test_parameters_that_differ_are_listed_and_no_others(store: Store, tmp_path:
 
 def test_several_evaluations_of_a_version_give_a_spread(store: Store, tmp_path: Path) -> None:
     floors = load_floors()
-    for scores in (
-        replace(floors, frechet_distance=0.5),
-        floors,  # the same again: a seed that was there already
-        replace(floors, frechet_distance=99.0, num_samples=500),  # does not compare
+    for several in (
+        [replace(floors, frechet_distance=0.5), replace(floors, frechet_distance=0.4)],
+        [floors],  # the same again: a seed that was there already
+        [replace(floors, frechet_distance=99.0, num_samples=500)],  # does not compare
     ):
         run = store.client.create_run(store.experiment, tags={"model_version": "1"})
-        log_scores(store.client, run.info.run_id, scores, tmp_path)
+        content = {"scores": [asdict(scores) for scores in several]}
+        store.client.log_dict(run.info.run_id, content, "examination.json")
     page = compare(["1", store.vanilla], tmp_path / "page.html", log=False).read_text()
     assert f"{floors.frechet_distance:.4f} to 0.5000" in page
     assert "99.0" not in page

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,14 @@ import torch
 from torch import Tensor
 
 from gan.data import Mnist, load_mnist
-from gan.evaluation.two_sample import TWO_SAMPLE_10K, TwoSampleProtocol, two_sample_accuracy
+from gan.evaluation.two_sample import (
+    TWO_SAMPLE_10K,
+    TWO_SAMPLE_50K,
+    TwoSampleProtocol,
+    share_told,
+    train_adversary,
+    two_sample_accuracy,
+)
 
 SMALL = TwoSampleProtocol(
     id="two_sample_test", num_images=1000, epochs=4, width=8, learning_rate=5e-3
@@ -51,7 +59,21 @@ def test_a_seed_decides_all_and_the_global_random_state_is_neither_read_nor_move
     assert accuracy(drawn, mnist, seed=1) != first
 
 
+def test_held_out_images_choose_the_epoch(mnist: Mnist) -> None:
+    noise = torch.randint(0, 60, (1300, 28, 28), generator=torch.Generator().manual_seed(0))
+    noisy = (mnist.train.images[:1300].int() + noise).clamp(max=255).byte()
+    real = mnist.train.images[10_000:11_300]
+    protocol = replace(SMALL, num_held_out=300, epochs=3)
+    assert protocol.num_needed == 1300
+    chosen = train_adversary(protocol, noisy, real, seed=0)
+    last = train_adversary(replace(protocol, num_held_out=0), noisy[:1000], real[:1000], seed=0)
+    told = [share_told(each, noisy[1000:], real[1000:]) for each in (chosen, last)]
+    assert told[0] >= told[1]
+
+
 def test_fewer_images_make_another_protocol() -> None:
+    short = TWO_SAMPLE_50K.with_images(1000)
+    assert (short.num_images, short.num_held_out, short.num_needed) == (1000, 200, 1200)
     cut = TWO_SAMPLE_10K.with_images(500)
     assert (cut.id, cut.num_images) == ("two_sample_10k_cut_to_500", 500)
     assert TWO_SAMPLE_10K.with_images(10_000) is TWO_SAMPLE_10K
