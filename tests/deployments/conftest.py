@@ -1,7 +1,6 @@
 """The real stack, once for all tests that only use it, and a training on it."""
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,13 +60,7 @@ def trained(stack: LocalStack, screenshots: Path | None) -> FlowRun:
     slot = stack.prefect.increment_concurrency_slots_with_lease(
         ["gpu"], slots=1, mode="concurrency", lease_duration=300
     )
-    parameters = FOR_SHOW if screenshots else TINY
-    given = [word for name, value in parameters.items() for word in ("-p", f"{name}={value}")]
-    done = stack.command("prefect", "deployment", "run", "train-gan/default", *given)
-    assert done.returncode == 0, done.stdout
-    found = re.search(r"UUID: (\S+)", done.stdout)
-    assert found
-    run = UUID(found[1])
+    run = stack.run_deployment("train-gan/default", FOR_SHOW if screenshots else TINY)
     begun = wait_for(
         lambda: stack.tasks_of(run) if "download MNIST" in stack.tasks_of(run) else None,
         seconds=90,

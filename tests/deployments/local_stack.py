@@ -1,6 +1,7 @@
 """The real stack as a user starts it, on free ports, and what the tests ask it."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -197,6 +198,15 @@ class LocalStack:
         with closing(client):
             pages = client.get_paginator("list_objects_v2").paginate(Bucket="gan-models")
             return {o["Key"]: o["Size"] for page in pages for o in page.get("Contents", [])}
+
+    def run_deployment(self, name: str, parameters: dict[str, object]) -> UUID:
+        """Ask for a run as a user does in the other terminal."""
+        given = [word for key, value in parameters.items() for word in ("-p", f"{key}={value}")]
+        done = self.command("prefect", "deployment", "run", name, *given)
+        assert done.returncode == 0, done.stdout
+        found = re.search(r"UUID: (\S+)", done.stdout)
+        assert found
+        return UUID(found[1])
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """What a user types in the other terminal."""

@@ -25,7 +25,7 @@ ENDLESS = TINY | {"epochs": 100_000, "seed": None}
 
 def test_deployments_carry_over_to_another_machine(stack: LocalStack) -> None:
     listed = stack.command("prefect", "deployment", "ls").stdout
-    for name in ("train-gan/default", "train-gan/weekly", "evaluate-generator/default"):
+    for name in ("train-gan/default", "train-gan/weekly", "sweep-gan/default"):
         assert name in listed
     for each in stack.prefect.read_deployments():
         assert each.work_pool_name == "gpu"
@@ -245,6 +245,21 @@ def test_published_version_is_pulled_from_the_store_and_the_registry(
     gan(stack, tmp_path, "pull", "--from", address, "--to", "from-s3")
     whole = [gan(stack, tmp_path, "verify", name) for name in ("mnist-gan-generator", "from-s3")]
     assert len({said.split("sha256")[1] for said in whole}) == 1
+
+
+def test_sweep_reads_its_space_beside_the_worker_and_its_trials_belong_to_it(
+    stack: LocalStack, judged: dict[str, FlowRun]
+) -> None:
+    """A single trial: the middle of the project's own space, with other networks."""
+    given = {"recipe": "vanilla", "trials": 1, "epochs": 1, "num_samples": 200, "promote": "never"}
+    run_id = stack.run_deployment("sweep-gan/default", given | {"space": "sweep.yaml"})
+    assert stack.final_state(run_id, seconds=240).is_completed()
+    (parent,) = [run for run in stack.tracked(run_id) if "best_trial" in run.data.tags]
+    (trial,) = [run for run in stack.tracked(run_id) if "trial" in run.data.tags]
+    assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, trial.info.status) == ("FINISHED", "FINISHED")
+    (version,) = stack.mlflow.search_model_versions(f"run_id = '{trial.info.run_id}'")
+    assert version.version == "2"
 
 
 @pytest.fixture(scope="session")

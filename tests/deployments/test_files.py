@@ -61,7 +61,7 @@ def dockerfile_steps() -> list[tuple[str, str]]:
 
 def test_everything_that_the_image_copies_exists_and_is_not_ignored() -> None:
     copied = [args.split()[0] for step, args in dockerfile_steps() if step == "COPY"]
-    assert {"gan", "tasks", "flows", "requirements.lock"} <= set(copied)
+    assert {"gan", "tasks", "flows", "sweep.yaml", "requirements.lock"} <= set(copied)
     ignore = (ROOT / "deployments" / "Dockerfile.dockerignore").read_text().splitlines()
     for source in copied:
         assert (ROOT / source).exists()
