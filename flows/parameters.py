@@ -18,6 +18,7 @@ def _present(device: str) -> str:
 
 RecipeName = Literal["quick", "vanilla"]
 DeviceName = Annotated[Literal["auto", "cuda", "mps", "cpu"], AfterValidator(_present)]
+Devices = Annotated[int, Field(ge=1, le=64)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 BatchSize = Annotated[int, Field(ge=2, le=60_000)]
 LearningRate = Annotated[float, Field(gt=0, le=1)]

@@ -13,6 +13,7 @@ from flows import command_line
 from flows.parameters import (
     BatchSize,
     DeviceName,
+    Devices,
     Epochs,
     LearningRate,
     MaxDelayHours,
@@ -20,6 +21,7 @@ from flows.parameters import (
     RecipeName,
     Seed,
 )
+from gan.parallel import check_devices
 from gan.recipes import configure
 from gan.training import choose_device
 from tasks.data import download_mnist
@@ -65,6 +67,7 @@ def train_gan(
     learning_rate: LearningRate | None = None,
     seed: Seed | None = 0,
     device: DeviceName = "auto",
+    devices: Devices = 1,
     num_samples: NumSamples = 10_000,
     promote: PromotionMode = "if-better",
     publish_to: S3Address | None = None,
@@ -80,6 +83,7 @@ def train_gan(
         learning_rate: Adam's step size; empty for the recipe's.
         seed: decides everything random; empty for a fresh one each run.
         device: where to train; auto takes CUDA, then MPS, then the CPU.
+        devices: GPUs, or processes on the CPU, that share each batch in equal parts.
         num_samples: drawn images to judge; scores of different counts do not compare.
         promote: whether it becomes champion: if-better than the one there is, never or always.
         publish_to: also publish it to s3://bucket/prefix; empty for the setting, if there is one.
@@ -97,6 +101,7 @@ def train_gan(
         seed=choose_seed(seed),
     )
     place = choose_device(device).type
+    check_devices(devices, choose_device(device), config.batch_size)
     destination = publish_to or settings.publish_to
 
     with own_run_folder(settings.runs_dir, config, resume=resume) as folder:
@@ -108,10 +113,10 @@ def train_gan(
         try:
             with (
                 concurrency(gpu_limits(), occupy=1, lease_duration=GPU_LEASE_S),
-                tracked_run(config, dataset, place, folder) as run_id,
+                tracked_run(config, dataset, place, folder, devices=str(devices)) as run_id,
             ):
                 trained = train_generator(
-                    config, dataset, place, run_id, folder, settings.checkpoint_every_s
+                    config, dataset, place, run_id, folder, settings.checkpoint_every_s, devices
                 )
                 scores = evaluate_generator(
                     trained.bundle, dataset, place, run_id, folder, num_samples=num_samples

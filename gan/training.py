@@ -200,9 +200,18 @@ def _share_of(size: int) -> slice:
     if not _several():
         return slice(size)
     num, rank = distributed.get_world_size(), distributed.get_rank()
-    if size % num:
-        raise ConfigError(f"batch_size must be a multiple of the {num} processes, not {size}")
+    require_even_shares(size, num)
     return slice(rank * size // num, (rank + 1) * size // num)
+
+
+def require_even_shares(batch_size: int, num: int) -> None:
+    """See that a batch can be shared out to so many devices.
+
+    Raises:
+        ConfigError: the shares would differ.
+    """
+    if batch_size % num:
+        raise ConfigError(f"batch_size must be a multiple of the {num} devices, not {batch_size}")
 
 
 def average_over_processes(tensors: list[Tensor]) -> list[Tensor]:

@@ -213,7 +213,13 @@ def _train(sweep: Sweep, trial: Trial, config: TrainConfig, folder: Path) -> flo
         trial.set_user_attr("mlflow_run_id", run_id)
         try:
             trained = train_generator.fn(
-                config, dataset, sweep.device, run_id, folder, settings.checkpoint_every_s, look
+                config,
+                dataset,
+                sweep.device,
+                run_id,
+                folder,
+                settings.checkpoint_every_s,
+                look=look,
             )
         except TrialPruned as error:
             _note(trial, run_id, "pruned", str(error))

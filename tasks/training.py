@@ -24,6 +24,7 @@ from gan.config import TrainConfig
 from gan.data import load_mnist
 from gan.errors import UserError
 from gan.evaluation.judge import judge_images, load_judge
+from gan.parallel import share_out
 from gan.sampling import ANY_DIGIT, draw, draw_sheet
 from gan.training import DivergenceError, Progress, TrainState, train
 from tasks.data import DatasetRef
@@ -65,17 +66,20 @@ def train_generator(
     mlflow_run_id: str,
     folder: Path,
     checkpoint_every_s: float,
+    devices: int = 1,
     look: Callable[[TrainState], None] | None = None,
 ) -> TrainedGenerator:
     """Train a generator; leaves its bundle, history and pictures in `folder` and in MLflow.
 
-    Goes on from the newest checkpoint in `folder`, if there is one. After every epoch that gets a
-    picture, `look` is shown the state; what it raises ends the training.
+    Goes on from the newest checkpoint in `folder`, if there is one. Several `devices` share every
+    batch. After every epoch that gets a picture, `look` is shown the state; what it raises ends
+    the training.
 
     Raises:
         CheckpointError: that checkpoint is of another training, or the disk refuses a new one.
         DivergenceError: the losses are no numbers any more, or only one digit is drawn.
         MemoryShortage: the batch does not fit.
+        PeerError: the process of another device is gone.
         ServiceError: MLflow went away and did not come back; the training is whole on disk.
     """
     place = torch.device(device)
@@ -89,6 +93,7 @@ def train_generator(
     # A signal interrupts this thread, never the one that takes the steps: the state stays whole.
     with (
         memory_shortage_explained(config, device),
+        share_out(state, devices, dataset.folder, folder) as check_peers,
         live_progress(config.epochs) as show,
         open_journal(mlflow_run_id, folder, state.history) as journal,
         ThreadPoolExecutor(1, thread_name_prefix="steps") as steps,
@@ -100,6 +105,7 @@ def train_generator(
         def advance() -> Progress | None:
             """Take the steps up to the next report, and keep what belongs to it."""
             progress = next(training, None)
+            check_peers()
             if progress and progress.epoch_done and is_picture_epoch(progress.epoch, config.epochs):
                 check_diversity(state)
                 save_sheet(state, sheet_path(folder, progress.epoch))
@@ -109,13 +115,20 @@ def train_generator(
                 checkpoints.save_if_due(state)
             return progress
 
+        def keep() -> None:
+            """Save the state, unless a step broke off in the middle."""
+            if not under_way.exception():
+                checkpoints.save(state)
+
+        under_way = steps.submit(advance)
         try:
-            while progress := steps.submit(advance).result():
+            while progress := under_way.result():
                 show(progress)
                 if progress.epoch_done:
                     journal.offer(progress)
+                under_way = steps.submit(advance)
         except (KeyboardInterrupt, TerminationSignal):
-            steps.submit(checkpoints.save, state)
+            steps.submit(keep)
             raise
         checkpoints.save(state)
         seconds = time.perf_counter() - started

@@ -31,6 +31,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str
         (("--learning-rate", "-1"), "learning_rate: Input should be greater than 0"),
         (("--seed", "-1"), "seed: Input should be greater than or equal to 0"),
         (("--device", "tpu"), "device: Input should be 'auto', 'cuda', 'mps' or 'cpu'"),
+        (("--devices", "0"), "devices: Input should be greater than or equal to 1"),
         (("--num-samples", "10"), "num_samples: Input should be greater than or equal to 100"),
     ],
 )

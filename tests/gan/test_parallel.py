@@ -1,4 +1,4 @@
-"""One training in two processes, started by torchrun, against the same in one."""
+"""One training in several processes, against the same in one, and when a process is killed."""
 
 import json
 import os
@@ -8,12 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gan.config import ConvConfig, MlpConfig
+from gan.config import ConfigError, ConvConfig, MlpConfig
+from gan.parallel import PeerError, check_devices, share_out
 from gan.recipes import quick, vanilla
 from gan.training import TrainState, train
+from tests.deployments.local_stack import wait_for
 from tests.gan.test_training import noise_data
 
 SHORT = {"epochs": 3, "batch_size": 64, "precision": "float32"}
@@ -76,7 +81,7 @@ def curves(
         | {"GLOO_SOCKET_IFNAME": "lo"},
     )
     assert done.returncode == 0, done.stderr
-    assert "batch_size must be a multiple of the 2 processes, not 63" in done.stdout
+    assert "batch_size must be a multiple of the 2 devices, not 63" in done.stdout
     follow(str(folder / "alone.json"))
     return tuple(json.loads((folder / f"{who}.json").read_text()) for who in ("alone", "0", "1"))
 
@@ -102,3 +107,83 @@ def test_two_processes_learn_as_one_does_with_the_same_batch(
     alone, together, _ = curves
     ours, theirs = (torch.tensor(each[name]["losses"]) for each in (together, alone))
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance / 10)
+
+
+CPU = torch.device("cpu")
+
+
+@given(st.integers(1, 64), st.integers(1, 1000))
+def test_a_batch_is_shared_out_only_in_equal_parts(num: int, share: int) -> None:
+    check_devices(num, CPU, num * share)
+    if num > 1:
+        with pytest.raises(ConfigError, match=f"a multiple of the {num} devices, not"):
+            check_devices(num, CPU, num * share + 1)
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    sentence = "devices must be at most 1, as many as mps has here, not 2"
+    with pytest.raises(ConfigError, match=sentence):
+        check_devices(2, torch.device("mps"), 64)
+    num = torch.cuda.device_count()
+    with pytest.raises(ConfigError, match=f"devices must be at most {num}, as many as cuda"):
+        check_devices(num + 1, torch.device("cuda"), 64 * (num + 1))
+
+
+def test_one_device_needs_no_peer(tmp_path: Path) -> None:
+    with share_out(TrainState(CONFIGS["conv"], CPU), 1, tmp_path, tmp_path) as check:
+        assert psutil.Process().children() == []
+        check()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_peer_that_cannot_begin_is_said_with_its_reason(tmp_path: Path) -> None:
+    """Here it finds no data."""
+    threads = torch.get_num_threads()
+    state = TrainState(CONFIGS["conv"], CPU)
+    with (
+        pytest.raises(PeerError, match=r"device [23] of 3 is gone: .*cannot read .*ubyte"),
+        share_out(state, 3, tmp_path / "nowhere", tmp_path),
+    ):
+        pytest.fail("it began")
+    assert psutil.Process().children() == []
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+@pytest.mark.parametrize("at_work", [False, True])
+def test_no_peer_outlives_the_first_process(
+    at_work: bool, mnist_dir: Path, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """Killed while its peers start, or in the middle of the training."""
+    script = """
+import sys
+from pathlib import Path
+import torch
+from gan.data import load_mnist
+from gan.parallel import share_out
+from gan.recipes import vanilla
+from gan.training import TrainState, train
+
+data, folder = map(Path, sys.argv[1:])
+state = TrainState(vanilla(), torch.device("cpu"))
+with share_out(state, 2, data, folder):
+    for _ in train(state, load_mnist(data).train):
+        print("at work", flush=True)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(mnist_dir), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)},
+        stdout=subprocess.PIPE,
+    ) as first:
+        assert first.stdout
+        if at_work:
+            assert first.stdout.readline() == b"at work\n"
+        peers = wait_for(
+            lambda: psutil.Process(first.pid).children() or None, seconds=60, what="a peer"
+        )
+        first.kill()
+    assert len(peers) == 1
+    _, left = psutil.wait_procs(peers, timeout=30)
+    assert left == []

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import pandas as pd
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -15,8 +17,9 @@ from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
 from gan.checkpoint import Checkpoints
-from gan.config import TrainConfig
+from gan.config import MlpConfig, TrainConfig
 from gan.data import DATASET_DIGEST
+from gan.parallel import PeerError
 from gan.recipes import vanilla
 from gan.training import DivergenceError, Progress, TrainState
 from tasks.data import DatasetRef
@@ -36,14 +39,22 @@ def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     mlflow.set_tracking_uri(before)
 
 
-def train_in(folder: Path, mnist_dir: Path, config: TrainConfig = TINY) -> str:
+def train_in(
+    folder: Path,
+    mnist_dir: Path,
+    config: TrainConfig = TINY,
+    devices: int = 1,
+    look: Callable[[TrainState], None] | None = None,
+) -> str:
     """Train as the only step of a flow; the digest of the bundle."""
     dataset = DatasetRef(folder=mnist_dir, digest=DATASET_DIGEST, sources=())
     run_id = MlflowClient().create_run("0").info.run_id
 
     @flow
     def only_train() -> str:
-        return train_generator(config, dataset, "cpu", run_id, folder, 0.0).digest
+        return train_generator(
+            config, dataset, "cpu", run_id, folder, 0.0, devices, look=look
+        ).digest
 
     return only_train()
 
@@ -69,6 +80,32 @@ def test_a_training_taken_up_at_its_end_only_writes_the_bundle_again(
     digest = train_in(tmp_path, mnist_dir)
     (tmp_path / "bundle" / "config.json").unlink()
     assert train_in(tmp_path, mnist_dir) == digest
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_servers")
+def test_two_devices_learn_as_one_does_and_go_on_after_a_peer_was_killed(
+    tmp_path: Path, mnist_dir: Path
+) -> None:
+    config = replace(vanilla(), networks=MlpConfig(dropout=0), epochs=2, batch_size=6000)
+
+    def strike(state: TrainState) -> None:
+        (peer,) = [p for p in psutil.Process().children() if "gan.parallel" in p.cmdline()]
+        peer.kill()
+
+    train_in(tmp_path / "alone", mnist_dir, config)
+    together = train_in(tmp_path / "together", mnist_dir, config, devices=2)
+    sentence = r"device 2 of 2 is gone: ended by SIGKILL; the same training, resumed, goes on"
+    with pytest.raises(PeerError, match=sentence):
+        train_in(tmp_path / "struck", mnist_dir, config, devices=2, look=strike)
+    assert not [p for p in psutil.Process().children() if "gan.parallel" in p.cmdline()]
+    assert train_in(tmp_path / "struck", mnist_dir, config, devices=2) == together
+
+    losses = ["d_loss", "g_loss", "d_real", "d_fake"]
+    ours, theirs = (
+        pd.read_csv(tmp_path / name / "history.csv")[losses] for name in ("together", "alone")
+    )
+    pd.testing.assert_frame_equal(ours, theirs, rtol=0.01)
 
 
 def collapsed_state(step: int) -> TrainState:
