@@ -17,8 +17,9 @@ import pytest
 class MlflowServer:
     """An MLflow server on one port and folder, as often as it is started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str | None = None) -> None:
         self.folder = folder
+        self.store = store or f"sqlite:///{folder}/mlflow.db"
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -32,7 +33,7 @@ class MlflowServer:
                 env=os.environ
                 | {
                     "MLFLOW_PORT": str(self.port),
-                    "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{self.folder}/mlflow.db",
+                    "MLFLOW_BACKEND_STORE_URI": self.store,
                     "MLFLOW_ARTIFACTS_DESTINATION": str(self.folder / "artifacts"),
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 },

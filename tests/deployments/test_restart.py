@@ -1,16 +1,9 @@
-"""A stack that ends in the middle of a run, and one that keeps its records in PostgreSQL."""
+"""A stack that ends in the middle of a run."""
 
-import os
-import shutil
 import signal
-import socket
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from sqlalchemy import create_engine, inspect
 
 from tests.deployments.local_stack import LocalStack, wait_for
 
@@ -52,67 +45,3 @@ def test_second_start_finds_all_data_and_takes_the_run_up_again(
     )
     stack.command("prefect", "flow-run", "cancel", str(run.id))
     assert stack.final_state(run.id).is_cancelled()
-
-
-def find_postgres() -> Path | None:
-    """The folder of PostgreSQL's programs, which Debian keeps off the path."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    if found := shutil.which("initdb"):
-        folders.append(Path(found).resolve().parent)
-    return next((folder for folder in folders if (folder / "createdb").exists()), None)
-
-
-@pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """`host:port` of a PostgreSQL with empty databases `prefect` and `mlflow`, user `gan`."""
-    programs = find_postgres()
-    if programs is None:
-        pytest.skip("PostgreSQL is missing: make system-packages")
-    # It refuses to run as root.
-    user = "postgres" if os.getuid() == 0 else None
-    folder = tmp_path / "postgres"
-    folder.mkdir()
-    if user:
-        shutil.chown(folder, user)
-        for parent in [*folder.parents][:3]:
-            parent.chmod(0o755)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    data = folder / "data"
-
-    def call(program: str, *words: str) -> None:
-        subprocess.run(
-            [programs / program, *words], check=True, capture_output=True, user=user, cwd=folder
-        )
-
-    call("initdb", "--pgdata", str(data), "--username=gan", "--auth=trust", "--no-sync")
-    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
-    log = str(folder / "log")
-    call("pg_ctl", "--pgdata", str(data), "--log", log, "--wait", "-o", options, "start")
-    try:
-        for name in ("prefect", "mlflow"):
-            call("createdb", "--host=127.0.0.1", f"--port={port}", "--username=gan", name)
-        yield f"127.0.0.1:{port}"
-    finally:
-        call("pg_ctl", "--pgdata", str(data), "--mode=immediate", "stop")
-
-
-def test_one_setting_each_puts_the_records_into_postgresql(tmp_path: Path, postgres: str) -> None:
-    stack = LocalStack(
-        tmp_path,
-        PREFECT_SERVER_DATABASE_CONNECTION_URL=f"postgresql+asyncpg://gan@{postgres}/prefect",
-        MLFLOW_BACKEND_STORE_URI=f"postgresql://gan@{postgres}/mlflow",
-    )
-    try:
-        stack.start().wait_until_ready()
-        stack.mlflow.create_experiment("in-postgresql")
-        assert stack.prefect.read_deployments()
-        for database, table in (("prefect", "flow_run"), ("mlflow", "experiments")):
-            engine = create_engine(f"postgresql://gan@{postgres}/{database}")
-            assert table in inspect(engine).get_table_names()
-            engine.dispose()
-        assert not list(stack.folder.glob("**/*.db"))
-    finally:
-        if stack.process is not None and stack.process.poll() is None:
-            stack.end()
-        stack.wait_until_gone()
