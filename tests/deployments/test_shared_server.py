@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
@@ -100,14 +101,16 @@ class SharedServer:
         return done.stdout
 
     def train(self, seed: int) -> UUID:
-        given = [f"{name}={value}" for name, value in (PARAMETERS | {"seed": seed}).items()]
-        options = [word for each in given for word in ("-p", each)]
-        said = self.command("prefect", "deployment", "run", "train-gan/default", *options)
+        return self.run_deployment("train-gan/default", PARAMETERS | {"seed": seed})
+
+    def run_deployment(self, name: str, parameters: dict[str, object]) -> UUID:
+        given = [word for key, value in parameters.items() for word in ("-p", f"{key}={value}")]
+        said = self.command("prefect", "deployment", "run", name, *given)
         found = re.search(r"UUID: (\S+)", said)
         assert found
         return UUID(found[1])
 
-    def wait_for_checkpoint(self, run: UUID) -> None:
+    def wait_for_checkpoint(self, run: UUID | str) -> None:
         folder = self.home / "runs" / str(run) / "checkpoints"
         wait_for(
             lambda: len(list(folder.glob("step-*"))) > 1 or None, seconds=180, what="a checkpoint"
@@ -144,17 +147,17 @@ def shared(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 with suppress(subprocess.TimeoutExpired):
                     shared.end(name, signal.SIGTERM)
         home = str(shared.home)
-        for process in [p for p in psutil.process_iter() if home in _environment(p)]:
+        for process in [p for p in psutil.process_iter() if _environment(p).get("HOME") == home]:
             with suppress(psutil.Error):
                 process.kill()
         for process in shared.processes.values():
             process.wait()
 
 
-def _environment(process: psutil.Process) -> str:
+def _environment(process: psutil.Process) -> dict[str, str]:
     with suppress(psutil.Error):
-        return str(process.environ().get("HOME"))
-    return ""
+        return process.environ()
+    return {}
 
 
 def check_result(shared: SharedServer, run: FlowRun) -> None:
@@ -197,3 +200,38 @@ def test_run_goes_on_from_its_checkpoint_when_the_worker_is_back(
     assert finished.run_count == 2
     states = [state.name for state in shared.api.read_flow_run_states(run)]
     assert "Crashed" in states
+
+
+@takes_minutes
+def test_sweep_that_was_killed_goes_on_and_repeats_no_finished_trial(shared: SharedServer) -> None:
+    space = '{"batch_size": [1000, 2000]}'
+    given = {"recipe": "vanilla", "trials": 2, "epochs": 2, "workers": 1, "num_samples": 200}
+    run = shared.run_deployment("sweep-gan/default", given | {"space": space})
+    shared.wait_for_checkpoint(f"{run}-0001")
+    before = trials_of(shared, run)
+    assert before["0"].info.status == "FINISHED"
+    variables = {"PREFECT__FLOW_RUN_ID": str(run), "HOME": str(shared.home)}.items()
+    (process,) = [
+        p
+        for p in psutil.process_iter()
+        if variables <= _environment(p).items() and "prefect.engine" in p.cmdline()
+    ]
+    process.kill()
+    finished = shared.result(run, seconds=300)
+    assert finished.state_name == "Completed", finished.state
+    assert finished.run_count == 2
+    trials = trials_of(shared, run)
+    assert trials.keys() == {"0", "1"}
+    assert trials["0"].info.end_time == before["0"].info.end_time
+    assert trials["1"].info.run_id == before["1"].info.run_id
+    assert trials["1"].info.status == "FINISHED"
+
+
+def trials_of(shared: SharedServer, run: UUID) -> dict[str, Run]:
+    """The MLflow runs of a sweep's trials, by number."""
+    experiment = shared.mlflow.get_experiment_by_name("mnist-gan")
+    tag = f"tags.prefect_flow_run_id = '{run}' and tags.trial != ''"
+    found = shared.mlflow.search_runs([experiment.experiment_id], tag)
+    trials = {each.data.tags["trial"]: each for each in found}
+    assert len(trials) == len(found), "one MLflow run a trial"
+    return trials

@@ -33,7 +33,7 @@ learning_rate: [0.0001, 0.0002, 0.9, 0.0003, 0.0004]
 beta2: [0.999, 0.0, 0.99]
 batch_size: [2000]
 """
-TRIALS, EPOCHS = 4, 2
+TRIALS, EPOCHS = 4, 1
 SWEEP = ("-m", "flows.sweep_gan", "--space", "space.yaml", "--recipe", "vanilla", "--workers", "2")
 SWEEP += ("--trials", str(TRIALS), "--epochs", str(EPOCHS), "--num-samples", "200")
 
