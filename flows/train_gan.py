@@ -101,7 +101,7 @@ def train_gan(
         seed=choose_seed(seed),
     )
     place = choose_device(device).type
-    check_devices(devices, choose_device(device), config.batch_size)
+    check_devices(devices, place, config.batch_size)
     destination = publish_to or settings.publish_to
 
     with own_run_folder(settings.runs_dir, config, resume=resume) as folder:

@@ -37,16 +37,15 @@ class PeerError(UserError):
     """A process that took its share of a training is gone."""
 
 
-def check_devices(num: int, device: torch.device, batch_size: int) -> None:
+def check_devices(num: int, kind: str, batch_size: int) -> None:
     """See that a training can be shared out. On the CPU a device is a process.
 
     Raises:
         ConfigError: there are not so many devices of this kind, or the batch has no equal shares.
     """
-    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, num)
+    there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, num)
     if num > there:
-        raise ConfigError(f"devices must be at most {there}, as many as {device.type} has here, "
-                          f"not {num}")  # fmt: skip
+        raise ConfigError(f"devices must be at most {there}, as {kind} has no more here, not {num}")
     require_even_shares(batch_size, num)
 
 
