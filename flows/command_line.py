@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import uuid
+from contextlib import ExitStack
 from typing import Any
 
 from prefect import Flow
@@ -15,6 +16,7 @@ from prefect.exceptions import CancelledRun, ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 
 from gan.errors import UserError
+from tasks.presence import presence
 from tasks.sweeper import MARK, watch_over
 
 
@@ -23,11 +25,13 @@ def run(flow: Flow[..., Any]) -> None:
     _quieten_user_errors()
     try:
         parameters = flow.validate_parameters(_parse(flow))
-        if not PREFECT_API_URL.value():
-            # Killed, the flow would leave its temporary server behind.
-            os.environ[MARK] = uuid.uuid4().hex
-            watch_over(os.environ[MARK])
-        flow(**parameters)
+        with ExitStack() as stack:
+            if not PREFECT_API_URL.value():
+                # Killed, the flow would leave its temporary server behind, and its state there.
+                os.environ[MARK] = uuid.uuid4().hex
+                watch_over(os.environ[MARK])
+                stack.enter_context(presence(os.environ[MARK]))
+            flow(**parameters)
     except ParameterTypeError as error:
         faults = str(error).splitlines()[1:]
         said = (fault.strip(" -").replace("Value error, ", "") for fault in faults)

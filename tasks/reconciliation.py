@@ -24,8 +24,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.states import AwaitingRetry, Crashed
 
+from tasks.presence import clear_dead
 from tasks.run_folder import is_abandoned
 from tasks.settings import load_settings
 from tasks.tracking import EXPERIMENT, open_experiment
@@ -51,7 +53,8 @@ def end_left_runs(own_folder: Path | None = None) -> None:
 
     A run whose flow run is over ends like it. Where Prefect still believes in a run, or does not
     know it, its folder tells: a process that trains on this machine holds its lock. Who else was in
-    `own_folder`, whose lock this process holds, is gone as well.
+    `own_folder`, whose lock this process holds, is gone as well. On Prefect's temporary servers the
+    end of its process tells of every flow run, also of one that had no MLflow run.
     """
     open_experiment(load_settings().runs_dir)
     running = mlflow.search_runs(
@@ -60,9 +63,26 @@ def end_left_runs(own_folder: Path | None = None) -> None:
         output_format="list",
     )
     with get_client(sync_client=True) as prefect:
+        if not PREFECT_API_URL.value():
+            _crash_dead(prefect)
         for run in running:
             if run.data.tags["prefect_flow_run_id"] != flow_run.get_id():
                 _end_if_left(prefect, run, own_folder)
+
+
+def _crash_dead(prefect: SyncPrefectClient) -> None:
+    """On a temporary server, crash what was run by a process that is gone."""
+    for tag in clear_dead():
+        mine = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
+        for run in prefect.read_flow_runs(flow_run_filter=mine):
+            if not (run.state and run.state.is_final()):
+                _crash(prefect, run)
+                get_run_logger().info("Flow run %s was left open: CRASHED", run.name)
+
+
+def _crash(prefect: SyncPrefectClient, run: FlowRun) -> None:
+    crashed: State[None] = Crashed(message="The process ended without a word.")
+    prefect.set_flow_run_state(run.id, crashed, force=True)
 
 
 def _end_if_left(prefect: SyncPrefectClient, run: Run, own_folder: Path | None) -> None:
@@ -72,8 +92,7 @@ def _end_if_left(prefect: SyncPrefectClient, run: Run, own_folder: Path | None) 
     elif _died_here(run, known, own_folder):
         status = "FAILED"
         if known:
-            crashed: State[None] = Crashed(message="The process ended without a word.")
-            prefect.set_flow_run_state(known.id, crashed, force=True)
+            _crash(prefect, known)
     else:
         return
     MlflowClient().set_terminated(run.info.run_id, status)

@@ -25,30 +25,37 @@ def pytest_terminal_summary(
         return
     terminalreporter.section("faults")
     for fault in dict.fromkeys(fault for fault, _ in tally):
-        trials, recovered = tally[fault, "trials"], tally[fault, "recovered"]
-        terminalreporter.write_line(
-            f"{fault:<44} trials {trials:>4}  recovered {recovered:>4}  "
-            f"lost {trials - recovered:>3}"
-        )
+        terminalreporter.write_line(describe(tally, fault))
+
+
+def describe(tally: Counter[tuple[str, str]], fault: str) -> str:
+    """A row of the table."""
+    trials, recovered = tally[fault, "trials"], tally[fault, "recovered"]
+    return f"{fault:<44} trials {trials:>4}  recovered {recovered:>4}  lost {trials - recovered:>3}"
 
 
 class Trials:
-    """Counts the faults of one kind, and those after which nothing was lost."""
+    """Counts the faults of one kind, and those after which nothing was lost.
 
-    def __init__(self, tally: Counter[tuple[str, str]], fault: str) -> None:
-        self.tally, self.fault = tally, fault
+    It says so at once, so that a suite that is interrupted has shown how far it came.
+    """
 
-    def begin(self, num: int = 1) -> None:
-        self.tally[self.fault, "trials"] += num
+    def __init__(self, config: pytest.Config, fault: str) -> None:
+        self.tally, self.fault = config.stash[TALLY], fault
+        self.terminal = config.pluginmanager.get_plugin("terminalreporter")
+
+    def begin(self) -> None:
+        self.tally[self.fault, "trials"] += 1
 
     def recover(self, num: int = 1) -> None:
         self.tally[self.fault, "recovered"] += num
+        self.terminal.write_line(describe(self.tally, self.fault), flush=True)
 
 
 @pytest.fixture
 def trials(request: pytest.FixtureRequest) -> Trials:
     """The row of a test in the table; its fault is the first line of the test's docstring."""
-    return Trials(request.config.stash[TALLY], request.function.__doc__.splitlines()[0].rstrip("."))
+    return Trials(request.config, request.function.__doc__.splitlines()[0].rstrip("."))
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,15 @@ import time
 import pytest
 
 from tests.chaos.conftest import Trials
-from tests.chaos.pipeline import SECONDS, Pipeline, Reference, check_result, kill
+from tests.chaos.pipeline import ENOUGH_S, SECONDS, Pipeline, Reference, check_result, kill
+from tests.deployments.local_stack import wait_for
 from tests.long import takes_minutes
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 NUM_RUNS = int(os.environ.get("CHAOS_RUNS", "1"))
-KILLS_A_RUN = 4 if NUM_RUNS > 1 else 2
+KILLS_A_RUN = 5 if NUM_RUNS > 1 else 2
+"""At most: some moments turn out to lie behind the end of the run."""
 
 
 @pytest.mark.parametrize("number", range(NUM_RUNS))
@@ -40,10 +42,23 @@ def test_killed_at_any_moment(
         kill(pipeline)
         if pipeline.is_done():
             break
-    if not pipeline.is_done():
+    if pipeline.is_done():
+        pipeline.reconcile()
+    else:
         assert pipeline.run() == 0, pipeline.output
     assert check_result(pipeline) == reference
     trials.recover(killed)
+
+
+def test_killed_before_mlflow_knows_of_it(pipeline: Pipeline) -> None:
+    pipeline.start()
+    wait_for(
+        lambda: "Beginning flow run" in pipeline.output or None, seconds=ENOUGH_S, what="a start"
+    )
+    kill(pipeline)
+    assert pipeline.flow_run_states() == ["RUNNING"]
+    pipeline.reconcile()
+    assert pipeline.flow_run_states() == ["CRASHED"]
 
 
 @pytest.mark.parametrize(
