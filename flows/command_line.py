@@ -15,8 +15,9 @@ from prefect import Flow
 from prefect.exceptions import CancelledRun, ParameterTypeError
 from prefect.settings import PREFECT_API_URL
 
-from gan.errors import UserError
+from flows.explanation import explain
 from tasks.presence import presence
+from tasks.services import check
 from tasks.sweeper import MARK, watch_over
 
 
@@ -26,7 +27,9 @@ def run(flow: Flow[..., Any]) -> None:
     try:
         parameters = flow.validate_parameters(_parse(flow))
         with ExitStack() as stack:
-            if not PREFECT_API_URL.value():
+            if server := PREFECT_API_URL.value():
+                check("Prefect", f"{server}/health")
+            else:
                 # Killed, the flow would leave its temporary server behind, and its state there.
                 os.environ[MARK] = uuid.uuid4().hex
                 watch_over(os.environ[MARK])
@@ -36,12 +39,15 @@ def run(flow: Flow[..., Any]) -> None:
         faults = str(error).splitlines()[1:]
         said = (fault.strip(" -").replace("Value error, ", "") for fault in faults)
         sys.exit("error: " + "; ".join(said))
-    except UserError as error:
-        sys.exit(f"error: {error}")
     except CancelledRun as ended:
         sys.exit(str(ended))
     except KeyboardInterrupt:
         sys.exit("interrupted")
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
 
 
 def _parse(flow: Flow[..., Any]) -> dict[str, str | None]:
@@ -68,7 +74,7 @@ def _quieten_user_errors() -> None:
     """Prefect logs every exception with its traceback; here one sentence is enough."""
 
     def shorten(record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], UserError):
+        if record.exc_info and record.exc_info[1] and explain(record.exc_info[1]):
             record.exc_info = record.exc_text = None
         return True
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from flows.explanation import explain
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
@@ -48,7 +50,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except Exception as error:
-        sentence = _explain(error)
+        sentence = explain(error)
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")
@@ -344,20 +346,3 @@ def _origins(client: MlflowClient, version: ModelVersion) -> Iterator[str]:
 def _printable(text: str) -> str:
     """Without what a terminal would obey: names and tags are anybody's text."""
     return "".join(each for each in text if each.isprintable() or each == "\n")
-
-
-def _explain(error: Exception) -> str | None:
-    """What went wrong in a sentence, if it is something that the user can mend."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from gan.errors import UserError
-
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, MlflowException | SQLAlchemyError):
-        # Its address may hold a password.
-        return "MLflow: " + re.sub(r"//[^/@\s]*@", "//", str(error)).strip().splitlines()[0]
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return None

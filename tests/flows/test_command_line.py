@@ -1,11 +1,14 @@
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import command_line
-from flows.train_gan import train_gan
+from flows.train_gan import train_gan as train_gan_flow
+from tests.flows.conftest import TINY, Command
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str:
@@ -13,7 +16,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train_gan", *options])
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(train_gan)
+        command_line.run(train_gan_flow)
     assert not list(folder.iterdir())
     assert isinstance(stopped.value.code, str), "an exit status of 1, with a sentence"
     return stopped.value.code
@@ -59,12 +62,34 @@ def test_several_faults_are_said_in_one_line(
     assert "seed: " in said
 
 
+def test_prefect_server_that_is_not_there_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}/api"
+    with temporary_settings({PREFECT_API_URL: nobody}):
+        said = refusal(monkeypatch, tmp_path)
+    assert said.startswith(f"error: Prefect does not answer at {nobody}/health: ")
+
+
+@pytest.mark.slow
+def test_mlflow_store_that_is_none_is_refused_in_a_sentence(
+    train_gan: Command, tmp_path: Path
+) -> None:
+    done = train_gan(tmp_path, *TINY, MLFLOW_TRACKING_URI="nonsense://")
+    assert done.returncode == 1
+    (last,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "MLflow" in last
+    assert "unsupported URI 'nonsense://'" in last
+    assert "Traceback" not in done.stderr
+
+
 def test_unknown_option_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_gan", "--epoch", "3"])
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(train_gan)
+        command_line.run(train_gan_flow)
     assert stopped.value.code == 2
     assert "unrecognized arguments: --epoch 3" in capsys.readouterr().err
 
@@ -74,10 +99,10 @@ def test_help_describes_every_parameter(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_gan", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        command_line.run(train_gan)
+        command_line.run(train_gan_flow)
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert text.startswith("usage: python -m flows.train_gan")
-    for name, schema in train_gan.parameters.properties.items():
+    for name, schema in train_gan_flow.parameters.properties.items():
         assert f"--{name.replace('_', '-')}" in text
         assert " ".join(schema["description"].split()) in text

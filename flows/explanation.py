@@ -1,0 +1,25 @@
+"""What went wrong in a sentence, for a user who can mend it."""
+
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import re
+
+
+def explain(error: BaseException) -> str | None:
+    """A sentence on what the user, or whoever runs a server, can mend; None for anything else."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from gan.errors import UserError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MlflowException | SQLAlchemyError | RequestException):
+        # Its address may hold a password.
+        return "MLflow: " + re.sub(r"//[^/@\s]*@", "//", str(error)).strip().splitlines()[0]
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return None
