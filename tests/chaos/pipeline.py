@@ -17,7 +17,7 @@ from gan.bundle import bundle_digest
 from tests.deployments.local_stack import wait_for
 
 EPOCHS = [1, 2]
-PARAMETERS = ("--recipe", "vanilla", "--epochs", "2", "--batch-size", "1000")
+PARAMETERS = ("--recipe", "vanilla", "--epochs", "2", "--batch-size", "2000")
 SECONDS = {
     "start": 12.0,
     "train": 8.0,

@@ -50,6 +50,7 @@ def test_killed_at_any_moment(
     trials.recover(killed)
 
 
+@takes_minutes
 def test_killed_before_mlflow_knows_of_it(pipeline: Pipeline) -> None:
     pipeline.start()
     wait_for(

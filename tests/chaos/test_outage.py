@@ -32,6 +32,7 @@ def take_away_in_training(pipeline: Pipeline, server: MlflowServer) -> None:
         time.sleep(3)
 
 
+@takes_minutes
 def test_mlflow_away_and_back(
     pipeline: Pipeline, server: MlflowServer, reference: Reference, trials: Trials
 ) -> None:
@@ -103,6 +104,7 @@ def small_disk(pipeline: Pipeline) -> Iterator[Path]:
         yield folder
 
 
+@takes_minutes
 def test_disk_full(
     pipeline: Pipeline, small_disk: Path, reference: Reference, trials: Trials
 ) -> None:
