@@ -1,0 +1,141 @@
+"""How things are measured here: interleaved rounds, medians, and on what machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+OUT = Path("runs/bench")
+"""Where the JSON files and plots go if no other folder is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What numbers belong to."""
+
+    processor: str
+    cores: int
+    threads: int
+    """Threads that torch computes with on the CPU."""
+    gpu: str | None
+    python: str
+    torch: str
+    commit: str
+
+    @classmethod
+    def here(cls) -> Self:
+        """This machine, with the code as it lies in this folder."""
+        return cls(
+            processor=_processor(),
+            cores=len(os.sched_getaffinity(0)),
+            threads=torch.get_num_threads(),
+            gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            commit=_commit(),
+        )
+
+    def __str__(self) -> str:
+        gpu = self.gpu or "no GPU"
+        return (
+            f"{self.cores} cores {self.processor}, {self.threads} threads, {gpu}; "
+            f"Python {self.python}, torch {self.torch}; commit {self.commit}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the rounds of one thing gave."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The round that counts."""
+        return statistics.median(self.rounds)
+
+    def spread(self, form: str = ",.0f") -> str:
+        """The median, and the lowest and the highest round in brackets."""
+        low, high = min(self.rounds), max(self.rounds)
+        return f"{self.median:{form}} ({low:{form}} to {high:{form}})"
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], Iterator[int]]], *, rounds: int, seconds: float
+) -> dict[str, Measured]:
+    """How much a second each contestant gets done.
+
+    A contestant is started once and goes on from round to round; it yields how much it has done
+    since its start. They take turns, so that a busy moment touches all alike, in an order that
+    moves on by one each round. A first round warms up and does not count.
+    """
+    running = {name: _Stopwatch(start()) for name, start in contestants.items()}
+    found: dict[str, list[float]] = {name: [] for name in running}
+    names = list(running)
+    for turn in range(rounds + 1):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            rate = running[name].go_on(seconds)
+            if turn:
+                found[name].append(rate)
+    return {name: Measured(rounds=tuple(rates)) for name, rates in found.items()}
+
+
+class _Stopwatch:
+    def __init__(self, work: Iterator[int]) -> None:
+        self.work, self.done = work, 0
+
+    def go_on(self, seconds: float) -> float:
+        wait_for_device()
+        before, started = self.done, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            self.done = next(self.work)
+        wait_for_device()
+        return (self.done - before) / (time.perf_counter() - started)
+
+
+def wait_for_device() -> None:
+    """Let a GPU finish what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the first column is text, the others are numbers."""
+    lines = [headings, ["---", *("---:" for _ in headings[1:])], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def save(out: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write `content` and the machine that it belongs to into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    whole = {"machine": asdict(Machine.here()), **content}
+    (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+
+
+def _processor() -> str:
+    known = ("amx_bf16", "avx512_bf16", "avx2")
+    features = torch.cpu.get_capabilities()
+    name = features.get("cpu_name") or platform.processor() or platform.machine()
+    best = next((feature for feature in known if features.get(feature)), None)
+    return f"{name} ({best})" if best else name
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
