@@ -64,6 +64,10 @@ class Measured:
         """The round that counts."""
         return statistics.median(self.rounds)
 
+    def scaled(self, factor: float) -> Self:
+        """The same in another unit."""
+        return type(self)(rounds=tuple(factor * each for each in self.rounds))
+
     def spread(self, form: str = ",.0f") -> str:
         """The median, and the lowest and the highest round in brackets."""
         low, high = min(self.rounds), max(self.rounds)
@@ -98,7 +102,7 @@ class _Stopwatch:
     def go_on(self, seconds: float) -> float:
         wait_for_device()
         before, started = self.done, time.perf_counter()
-        while time.perf_counter() - started < seconds:
+        while self.done == before or time.perf_counter() - started < seconds:
             self.done = next(self.work)
         wait_for_device()
         return (self.done - before) / (time.perf_counter() - started)
@@ -117,10 +121,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def save(out: Path, name: str, content: Mapping[str, Any]) -> None:
-    """Write `content` and the machine that it belongs to into `out`."""
+    """Write `content` and the machine that it belongs to into `out`: every round."""
     out.mkdir(parents=True, exist_ok=True)
-    whole = {"machine": asdict(Machine.here()), **content}
-    (out / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n")
+    whole = json.dumps({"machine": Machine.here(), **content}, indent=2, default=asdict)
+    (out / f"{name}.json").write_text(whole + "\n")
 
 
 def _processor() -> str:

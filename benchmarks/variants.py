@@ -38,6 +38,9 @@ TRICKS = (
 )
 """In the order in which they are added."""
 
+COMPILED = "torch.compile"
+"""Not among them, as it does not always help. It cannot see through our own dropout."""
+
 
 def train_with(
     tricks: Collection[str], config: TrainConfig, data: Split, device: torch.device
@@ -52,6 +55,9 @@ def train_with(
     discriminator: nn.Module = build_discriminator(config.networks, rng).to(device)
     if INTEGER_MASKS not in tricks:
         discriminator = textbook.with_plain_dropout(discriminator)
+    if COMPILED in tricks:
+        generator.compile()
+        discriminator.compile()
     d_optimizer, g_optimizer = (
         torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, fused=FUSED_ADAM in tricks or None
