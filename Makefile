@@ -65,6 +65,11 @@ test: $(READY) ## Run all tests that this machine can; what is skipped is listed
 chaos: $(READY) ## Kill, cut off and starve the whole pipeline, in CHAOS_RUNS runs
 	CHAOS_RUNS=$(or $(CHAOS_RUNS),30) $(PY) -m pytest -m chaos
 
+.PHONY: bench
+bench: $(READY) ## Measure speed, judging, memory, growth and the pipeline's own cost, into runs/bench: ten minutes
+	@for part in speed evaluation memory growth pipeline; do \
+	    echo "== $$part: $$(date +%H:%M:%S)"; $(PY) -m benchmarks.$$part || exit 1; echo; done
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take the README's pictures of the pages again: about ten minutes
 	SCREENSHOTS=docs $(PY) -m pytest tests/deployments/test_pages.py

@@ -6,7 +6,6 @@ parts are timed one by one.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.measuring import OUT, Machine, Measured, save, table, wait_for_device
+from benchmarks.measuring import Machine, Measured, launch, options, save, table, wait_for_device
 from gan.data import load_mnist
 from gan.evaluation.judge import judge_images, load_judge
 from gan.evaluation.metrics import frechet_distance, kernel_distance, support
@@ -82,10 +81,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """Measure, write JSON and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation")
-    parser.add_argument("--data", type=Path, default=Path("data/mnist/raw"), help="raw MNIST")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"a folder (default: {OUT})")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser = options("evaluation")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     found = measure(given.data, choose_device(given.device), given.rounds)
@@ -96,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from benchmarks.measuring import OUT, Machine, Measured, interleave, save, table
+from benchmarks.measuring import Machine, Measured, interleave, launch, options, save, table
 from gan.data import Split, load_mnist
 from gan.recipes import vanilla
 from gan.training import TrainState, choose_device, train
@@ -153,10 +153,7 @@ def _axes(path: Path, x_label: str, y_label: str) -> Iterator[Any]:
 
 def main() -> None:
     """Measure; write JSON and plots, and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth")
-    parser.add_argument("--data", type=Path, default=Path("data/mnist/raw"), help="raw MNIST")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"a folder (default: {OUT})")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser = options("growth")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="a batch's share of a round")
     parser.add_argument("--member", type=int, metavar="BATCH", help=argparse.SUPPRESS)
@@ -179,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+
+from gan.errors import UserError
 
 OUT = Path("runs/bench")
 """Where the JSON files and plots go if no other folder is given."""
@@ -106,6 +110,23 @@ class _Stopwatch:
             self.done = next(self.work)
         wait_for_device()
         return (self.done - before) / (time.perf_counter() - started)
+
+
+def options(module: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}")
+    parser.add_argument("--data", type=Path, default=Path("data/mnist/raw"), help="raw MNIST")
+    parser.add_argument("--out", type=Path, default=OUT, help=f"a folder (default: {OUT})")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    return parser
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run a benchmark; what the user can mend ends it with one sentence."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def wait_for_device() -> None:

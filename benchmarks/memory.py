@@ -5,16 +5,16 @@ Each recipe trains some steps in a process of its own; what the process held is 
 
 from __future__ import annotations
 
-import argparse
 import re
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.measuring import OUT, Machine, save, table
+from benchmarks.measuring import Machine, launch, options, save, table
 from gan.data import load_mnist
 from gan.recipes import RECIPES
 from gan.training import TrainState, choose_device, train
@@ -31,9 +31,8 @@ HEADINGS = (
 )
 
 
-def measure(recipe: str, folder: Path) -> dict[str, Any]:
+def measure(recipe: str, folder: Path, device: torch.device) -> dict[str, Any]:
     """Bytes held by this process, now and at most, as a recipe trains some steps."""
-    device = choose_device("auto")
     found: dict[str, Any] = {"imported": _resident("VmRSS")}
     data = load_mnist(folder).train.to(device)
     found |= {
@@ -70,16 +69,16 @@ def describe(found: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, write JSON and print a table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory")
-    parser.add_argument("--data", type=Path, default=Path("data/mnist/raw"), help="raw MNIST")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"a folder (default: {OUT})")
+    parser = options("memory")
     given = parser.parse_args()
+    place = choose_device(given.device)
     fresh = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
-        found = {recipe: pool.submit(measure, recipe, given.data).result() for recipe in RECIPES}
+        measured = partial(measure, folder=given.data, device=place)
+        found = dict(zip(RECIPES, pool.map(measured, RECIPES), strict=True))
     save(given.out, "memory", {"bytes": found})
     print(f"{Machine.here()}\n\n{describe(found)}")
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.measuring import OUT, Machine, Measured, save, table
+from benchmarks.measuring import Machine, Measured, launch, options, save, table
 from gan.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -35,14 +35,13 @@ COMMANDS = {
 }
 
 
-def run_timed(folder: Path) -> dict[str, Any]:
-    """Run the flow in `folder`: seconds of its stages in order, and those of its training."""
+def run_timed(folder: Path, data: Path) -> dict[str, Any]:
+    """Run the flow in `folder` on raw MNIST: seconds of its stages, and of its training."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_API", "MLFLOW_"))}
-    given = os.environ.get("MNIST_GAN_DATA_DIR", "data/mnist")
     environment = kept | {
         "PYTHONPATH": str(ROOT),
         "PREFECT_HOME": str(folder / ".prefect"),
-        "MNIST_GAN_DATA_DIR": str((ROOT / given).resolve()),
+        "MNIST_GAN_DATA_DIR": str(data.parent.resolve()),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     notes = folder / "marks.json"
@@ -152,21 +151,20 @@ def _callbacks(run: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, write JSON and print tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pipeline")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"a folder (default: {OUT})")
+    parser = options("pipeline")
     parser.add_argument("--rounds", type=int, default=5, help="of the commands")
     parser.add_argument("--mark", type=Path, metavar="FILE", help=argparse.SUPPRESS)
-    given, options = parser.parse_known_args()
+    given, rest = parser.parse_known_args()
     if given.mark:
-        sys.argv[1:] = options
+        sys.argv[1:] = rest
         mark(given.mark)
         return
     with TemporaryDirectory() as scratch:
-        runs = {name: run_timed(Path(scratch)) for name in (FIRST, LATER)}
+        runs = {name: run_timed(Path(scratch), given.data) for name in (FIRST, LATER)}
     commands = time_commands(given.rounds)
     save(given.out, "pipeline", {"runs": runs, "commands": commands})
     print(f"{Machine.here()}\n\n{describe(runs, commands)}")
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -6,8 +6,6 @@ what the rows mean. It needs torch, torchvision and MNIST; the plot is left out 
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,10 +19,11 @@ import torch
 
 from benchmarks import textbook, variants
 from benchmarks.measuring import (
-    OUT,
     Machine,
     Measured,
     interleave,
+    launch,
+    options,
     save,
     table,
     wait_for_device,
@@ -32,7 +31,6 @@ from benchmarks.measuring import (
 from benchmarks.products import SQUARE, flops, multiply, step_products
 from gan.config import TrainConfig
 from gan.data import Split, load_mnist
-from gan.errors import UserError
 from gan.recipes import RECIPES, vanilla
 from gan.training import TrainState, choose_device, train, uses_bfloat16
 
@@ -205,24 +203,18 @@ def plot(content: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Measure; write JSON and a plot, and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed")
-    parser.add_argument("--data", type=Path, default=Path("data/mnist/raw"), help="raw MNIST")
-    parser.add_argument("--out", type=Path, default=OUT, help=f"a folder (default: {OUT})")
-    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser = options("speed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="a loop's share of a round")
     parser.add_argument("--compiled", action="store_true", help="try torch.compile, too")
     given = parser.parse_args()
-    try:
-        setting = Setting(
-            data=load_mnist(given.data).train,
-            device=choose_device(given.device),
-            rounds=given.rounds,
-            seconds=given.seconds,
-            compiled=given.compiled,
-        )
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    setting = Setting(
+        data=load_mnist(given.data).train,
+        device=choose_device(given.device),
+        rounds=given.rounds,
+        seconds=given.seconds,
+        compiled=given.compiled,
+    )
     content = measure(setting)
     save(given.out, "speed", content)
     print(f"{Machine.here()}; {given.rounds} rounds of {given.seconds:g} s\n")
@@ -232,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.measuring import launch
 from gan.bundle import save_bundle
 from gan.config import MlpConfig, TrainConfig
 from gan.data import Split, load_mnist
-from gan.errors import UserError
 from gan.losses import discriminator_loss, generator_loss, squared_gradients
 from gan.networks import Dropout, Generator, build_discriminator, build_generator
 from gan.recipes import RECIPES, configure
@@ -202,26 +201,23 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/mnist/raw"), help="raw MNIST")
     parser.add_argument("--out", type=Path, required=True, help="the folder of its bundle")
     given = parser.parse_args()
-    try:
-        config = configure(given.recipe, epochs=given.epochs, seed=given.seed)
-        device = choose_device(given.device)
-        batches = load(load_mnist(given.data).train, config)
-        torch.manual_seed(config.seed)
-        pair = build_pair(config, device)
-        started = time.perf_counter()
-        for step, (d_loss, g_loss) in enumerate(train(pair, batches, config), start=1):
-            if step % len(batches) == 0:
-                rate = step * config.batch_size / (time.perf_counter() - started)
-                print(
-                    f"epoch {step // len(batches)}: losses {d_loss:.3f} and {g_loss:.3f}, "
-                    f"{rate:,.0f} images/s",
-                    flush=True,
-                )
-        digest = save_bundle(pair.average, given.out)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    config = configure(given.recipe, epochs=given.epochs, seed=given.seed)
+    device = choose_device(given.device)
+    batches = load(load_mnist(given.data).train, config)
+    torch.manual_seed(config.seed)
+    pair = build_pair(config, device)
+    started = time.perf_counter()
+    for step, (d_loss, g_loss) in enumerate(train(pair, batches, config), start=1):
+        if step % len(batches) == 0:
+            rate = step * config.batch_size / (time.perf_counter() - started)
+            print(
+                f"epoch {step // len(batches)}: losses {d_loss:.3f} and {g_loss:.3f}, "
+                f"{rate:,.0f} images/s",
+                flush=True,
+            )
+    digest = save_bundle(pair.average, given.out)
     print(f"{given.out}: sha256 {digest}")
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)
