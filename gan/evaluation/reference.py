@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gan.data import Mnist
 from gan.evaluation.judge import Judge, judge_images
-from gan.evaluation.metrics import nearest_distances, squared_radii
+from gan.evaluation.metrics import nearest_distances, nearest_image_distances, squared_radii
 
 SCHEMA = "reference-1"
 """Part of the digest: raise it when what is kept changes its meaning."""
@@ -55,11 +55,6 @@ def load_reference(judge: Judge, data: Mnist, cache: Path | None = None) -> Refe
     return reference
 
 
-def pixels(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 images [n, 28, 28] as points: float32 [n, 784] in [0, 1]."""
-    return images.to(device).flatten(1).float() / 255
-
-
 @torch.inference_mode()
 def _look(judge: Judge, data: Mnist) -> Reference:
     device = next(judge.parameters()).device
@@ -69,8 +64,8 @@ def _look(judge: Judge, data: Mnist) -> Reference:
         train_features=train,
         test_features=test,
         test_reach=squared_radii(test),
-        test_nearest_pixels=nearest_distances(
-            pixels(data.test.images, device), pixels(data.train.images, device)
+        test_nearest_pixels=nearest_image_distances(
+            data.test.images.to(device), data.train.images.to(device)
         ),
         test_nearest_features=nearest_distances(test, train),
     )

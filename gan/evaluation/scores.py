@@ -22,9 +22,10 @@ from gan.evaluation.metrics import (
     frechet_distance,
     kernel_distance,
     nearest_distances,
+    nearest_image_distances,
     support,
 )
-from gan.evaluation.reference import Reference, load_reference, pixels
+from gan.evaluation.reference import Reference, load_reference
 from gan.evaluation.two_sample import TWO_SAMPLE_10K, TwoSampleProtocol, two_sample_accuracy
 from gan.networks import Generator
 
@@ -308,8 +309,8 @@ def nearness_to_training(
 
     First in pixels, then in features, measured on the device of the features.
     """
-    near_pixels = nearest_distances(
-        pixels(images, features.device), pixels(data.train.images, features.device)
+    near_pixels = nearest_image_distances(
+        images.to(features.device), data.train.images.to(features.device)
     )
     near_features = nearest_distances(features, reference.train_features)
     return (

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from gan.evaluation import metrics
 from gan.evaluation.metrics import (
     closeness,
     frechet_distance,
     kernel_distance,
     nearest_distances,
+    nearest_image_distances,
     squared_radii,
     support,
 )
@@ -139,6 +141,25 @@ def test_nearest_distances_are_those_of_all_pairs_and_a_copy_is_at_zero() -> Non
     nearest = nearest_distances(queries, references)
     torch.testing.assert_close(nearest, torch.cdist(queries, references).min(1).values)
     assert nearest[5] == 0
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+@pytest.mark.parametrize("num", [1, 17, 1100])
+def test_nearest_images_are_those_of_all_pairs_and_a_copy_is_at_zero(
+    bytewise: bool, num: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "_multiplies_bytes", lambda device: bytewise)
+    rng = torch.Generator().manual_seed(0)
+    queries, references = (
+        torch.randint(256, (size, 28, 28), generator=rng, dtype=torch.uint8) for size in (num, 301)
+    )
+    references[3], references[4] = 0, 255
+    queries[0] = references[7]
+    found = nearest_image_distances(queries, references)
+    points = [images.flatten(1).double() / 255 for images in (queries, references)]
+    expected = torch.cdist(*points, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
+    torch.testing.assert_close(found, expected.float())
+    assert found[0] == 0
 
 
 def test_closeness_of_unseen_points_of_copies_and_of_a_few_copies() -> None:
