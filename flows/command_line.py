@@ -13,12 +13,20 @@ from typing import Any
 
 from prefect import Flow
 from prefect.exceptions import CancelledRun, ParameterTypeError
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
 
 from flows.explanation import explain
 from tasks.presence import presence
 from tasks.services import check
 from tasks.sweeper import MARK, watch_over
+
+PATIENCE_S = 120
+"""How long Prefect's temporary server may take to start; its own 20 s are not enough for one on a
+busy machine."""
 
 
 def run(flow: Flow[..., Any]) -> None:
@@ -30,6 +38,8 @@ def run(flow: Flow[..., Any]) -> None:
             if server := PREFECT_API_URL.value():
                 check("Prefect", f"{server}/health")
             else:
+                patience = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: PATIENCE_S}
+                stack.enter_context(temporary_settings(set_defaults=patience))
                 # Killed, the flow would leave its temporary server behind, and its state there.
                 os.environ[MARK] = uuid.uuid4().hex
                 watch_over(os.environ[MARK])

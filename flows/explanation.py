@@ -20,6 +20,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MlflowException | SQLAlchemyError | RequestException):
         # Its address may hold a password.
         return "MLflow: " + re.sub(r"//[^/@\s]*@", "//", str(error)).strip().splitlines()[0]
+    if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
+        return "Prefect's temporary server did not start in time; is the machine overloaded?"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

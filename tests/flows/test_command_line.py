@@ -84,6 +84,17 @@ def test_mlflow_store_that_is_none_is_refused_in_a_sentence(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_temporary_server_that_takes_too_long_is_said_in_a_sentence(
+    train_gan: Command, tmp_path: Path
+) -> None:
+    done = train_gan(tmp_path, *TINY, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="1")
+    assert done.returncode == 1
+    assert "error: Prefect's temporary server did not start in time" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_unknown_option_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
