@@ -22,6 +22,7 @@ from tasks.evaluation import Findings
 from tasks.pages import is_web_address
 from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
+from tasks.run_view import QUERY
 from tasks.timeline import save_timeline
 from tasks.tracking import MODEL_NAME, describe
 from tasks.training import TrainedGenerator
@@ -124,7 +125,7 @@ def summary(
   MLflow     run {mlflow_run_id} in {mlflow.get_tracking_uri()}
 
 Next:
-  make ui                                   compare runs and versions in the browser
+  make ui                                   compare runs: experiment mnist-gan, menu Views, Scores
   mlflow.pyfunc.load_model("models:/{version.name}@{version.alias}")
 """
 
@@ -186,6 +187,7 @@ def addresses(
             "timeline": f"{page}/artifacts/report.html?workflowType=machine_learning",
             "MLflow run": f"{page}?workflowType=machine_learning",
             f"version {version.version}": model,
+            "all runs": f"{base}/experiments/{run.info.experiment_id}/runs?{QUERY}",
         }
     tags = client.get_model_version(version.name, str(version.version)).tags
     found["files"] = artifact_address(run.info.artifact_uri)

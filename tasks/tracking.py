@@ -30,6 +30,7 @@ from gan.config import TrainConfig
 from gan.evaluation.judge import JUDGE_ID
 from tasks.data import DatasetRef
 from tasks.run_folder import make_folder
+from tasks.run_view import save_view
 from tasks.services import ServiceError, find_silent_service
 
 EXPERIMENT = "mnist-gan"
@@ -38,11 +39,12 @@ MNIST_ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
 def open_experiment(runs_dir: Path) -> None:
-    """Set MLflow's experiment; creates it, and the local database, if they are not there."""
+    """Set MLflow's experiment; makes it, its view and the local database if they are not there."""
     make_folder(runs_dir)
     # Two processes that create the local database at the same time would spoil each other's.
     with FileLock(runs_dir / ".mlflow.lock"):
-        mlflow.set_experiment(EXPERIMENT)
+        experiment = mlflow.set_experiment(EXPERIMENT)
+    save_view(MlflowClient(), experiment.experiment_id)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from prefect.client.schemas.objects import FlowRun
 
+from tasks.run_view import NAME, QUERY
 from tests.browser import CHROMIUM, PATIENCE_MS, SWITCHES
 from tests.deployments.local_stack import LocalStack
 
@@ -92,14 +93,45 @@ def test_artifact_shows_the_digits_and_leads_to_the_mlflow_run(
     expect(page.get_by_text(str(run.info.run_name)).first).to_be_visible()
 
 
-def test_run_table_lists_the_run(
-    page: Page, mlflow_ui: str, run: Run, screenshots: Path | None
+@pytest.fixture
+def wide(page: Page) -> Iterator[Page]:
+    """A window that shows all columns: MLflow leaves out what lies beyond."""
+    before = page.viewport_size
+    assert before is not None
+    page.set_viewport_size({"width": 2000, "height": 1600})
+    yield page
+    page.set_viewport_size(before)
+
+
+def test_run_table_shows_scores_and_settings_without_set_up(
+    wide: Page, mlflow_ui: str, run: Run, screenshots: Path | None
 ) -> None:
+    wide.goto(f"{mlflow_ui}/experiments/{run.info.experiment_id}/runs?{QUERY}")
+    expect(wide.get_by_role("link", name=str(run.info.run_name)).first).to_be_visible()
+    for column in ("frechet_distance", "coverage", "recipe", "learning_rate"):
+        expect(wide.get_by_role("columnheader", name=column).first).to_be_visible()
+    keep(wide, screenshots, "mlflow-runs")
+
+
+def test_charts_show_curves_digits_and_scores_without_set_up(
+    wide: Page, mlflow_ui: str, run: Run
+) -> None:
+    with wide.expect_response(lambda response: "samples" in response.url) as picture:
+        wide.goto(
+            f"{mlflow_ui}/experiments/{run.info.experiment_id}/runs?{QUERY}&compareRunsMode=CHART"
+        )
+    assert picture.value.ok
+    for section in ("Curves", "Digits", "Scores"):
+        expect(wide.get_by_text(section).first).to_be_visible()
+
+
+def test_view_is_in_the_menu_of_views(page: Page, mlflow_ui: str, run: Run) -> None:
     page.goto(
         f"{mlflow_ui}/experiments/{run.info.experiment_id}/runs?workflowType=machine_learning"
     )
-    expect(page.get_by_role("link", name=str(run.info.run_name)).first).to_be_visible()
-    keep(page, screenshots, "mlflow-runs")
+    page.get_by_role("button", name="Views").click()
+    page.get_by_role("menuitem", name=NAME).click()
+    expect(page.get_by_text("viewing a shared view")).to_be_visible()
 
 
 def test_pictures_come_back_from_the_store(
