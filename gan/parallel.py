@@ -78,27 +78,14 @@ def share_out(
         os.environ.setdefault(variable, socket.if_indextoname(1))
 
     with ExitStack() as stack:
+        threads = max(1, torch.get_num_threads() // num)
         stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(max(1, torch.get_num_threads() // num))
-        threads = torch.get_num_threads()
+        torch.set_num_threads(threads)
         peers = []
         for rank in range(1, num):
-            with (folder / f".peer-{rank}.log").open("wb") as log:
-                peer = subprocess.Popen(
-                    [sys.executable, "-m", "gan.parallel"],
-                    cwd=Path(__file__).parents[1],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    # Ctrl-C is for this process, which keeps a checkpoint before all end.
-                    start_new_session=True,
-                )
-            stack.enter_context(peer)
-            stack.callback(peer.kill)
-            peers.append(peer)
-            assert peer.stdin
-            pickle.dump((state.config, kind, data_dir, folder, rank, num, threads), peer.stdin)
-            peer.stdin.flush()
+            job = (state.config, kind, data_dir, folder, rank, num, threads)
+            peers.append(stack.enter_context(_start(job, folder / f".peer-{rank}.log")))
+            stack.callback(peers[-1].kill)
 
         def check() -> None:
             for rank, peer in enumerate(peers, 1):
@@ -121,6 +108,23 @@ def share_out(
             time.sleep(GRACE_S)
             check()
             raise
+
+
+def _start(job: tuple[object, ...], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as stderr:
+        peer = subprocess.Popen(
+            [sys.executable, "-m", "gan.parallel"],
+            cwd=Path(__file__).parents[1],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            # Ctrl-C is for this process, which keeps a checkpoint before all end.
+            start_new_session=True,
+        )
+    assert peer.stdin
+    pickle.dump(job, peer.stdin)
+    peer.stdin.flush()
+    return peer
 
 
 def _explain(code: int, rank: int, num: int, folder: Path) -> str:
