@@ -82,7 +82,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     """Measure, write JSON and print a table."""
     parser = options("evaluation")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     found = measure(given.data, choose_device(given.device), given.rounds)
     save(given.out, "evaluation", {"seconds": found})

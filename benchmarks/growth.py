@@ -154,8 +154,8 @@ def _axes(path: Path, x_label: str, y_label: str) -> Iterator[Any]:
 def main() -> None:
     """Measure; write JSON and plots, and print a table."""
     parser = options("growth")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="a batch's share of a round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1.5, help="a batch's share of a round")
     parser.add_argument("--member", type=int, metavar="BATCH", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.member:
