@@ -46,14 +46,17 @@ def run_timed(folder: Path, data: Path) -> dict[str, Any]:
     }
     notes = folder / "marks.json"
     started = time.time()
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "benchmarks.pipeline", "--mark", str(notes), *OPTIONS],
         cwd=folder,
         env=environment,
-        stdout=subprocess.DEVNULL,
-        check=True,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     ended = time.time()
+    if done.returncode:
+        sys.exit(f"{done.stderr}\nerror: the flow failed")
     found: dict[str, Any] = json.loads(notes.read_text())
     marks = [("", started), *found.pop("marks"), ("the end of the process", ended)]
     stages: dict[str, float] = {}

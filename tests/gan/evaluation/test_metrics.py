@@ -34,6 +34,20 @@ def column(*values: float) -> Tensor:
     return torch.tensor(values)[:, None]
 
 
+def test_frechet_distance_is_what_torchmetrics_gives() -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    class AsTheyAre(torch.nn.Identity):
+        num_features = 6
+
+    a, b = normal(300, 6, seed=1).relu(), 2 * normal(200, 6, seed=2).relu()
+    b[:, 5] = 0  # a unit that never fires makes a covariance singular
+    metric = FrechetInceptionDistance(AsTheyAre())
+    metric.update(a.double(), real=False)
+    metric.update(b.double(), real=True)
+    assert frechet_distance(a, b) == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
 def test_frechet_distance_of_gaussians_with_diagonal_covariances() -> None:
     a = gaussian([1.0, 2.0, 3.0], [[1.0, 0, 0], [0, 2.0, 0], [0, 0, 3.0]], seed=1)
     b = gaussian([1.0, 0.0, 6.0], [[4.0, 0, 0], [0, 2.0, 0], [0, 0, 1.0]], seed=2)
