@@ -40,22 +40,25 @@ class Trials:
     It says so at once, so that a suite that is interrupted has shown how far it came.
     """
 
-    def __init__(self, config: pytest.Config, fault: str) -> None:
-        self.tally, self.fault = config.stash[TALLY], fault
-        self.terminal = config.pluginmanager.get_plugin("terminalreporter")
+    def __init__(
+        self, tally: Counter[tuple[str, str]], fault: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.tally, self.fault, self.capsys = tally, fault, capsys
 
     def begin(self) -> None:
         self.tally[self.fault, "trials"] += 1
 
     def recover(self, num: int = 1) -> None:
         self.tally[self.fault, "recovered"] += num
-        self.terminal.write_line(describe(self.tally, self.fault), flush=True)
+        with self.capsys.disabled():
+            print(f"\n{describe(self.tally, self.fault)}", flush=True)
 
 
 @pytest.fixture
-def trials(request: pytest.FixtureRequest) -> Trials:
+def trials(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Trials:
     """The row of a test in the table; its fault is the first line of the test's docstring."""
-    return Trials(request.config, request.function.__doc__.splitlines()[0].rstrip("."))
+    fault = request.function.__doc__.splitlines()[0].rstrip(".")
+    return Trials(request.config.stash[TALLY], fault, capsys)
 
 
 @pytest.fixture(scope="session")

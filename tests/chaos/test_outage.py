@@ -126,6 +126,7 @@ def test_disk_full(
     trials.recover()
 
 
+@takes_minutes
 def test_read_only_disk(pipeline: Pipeline, small_disk: Path, trials: Trials) -> None:
     """Read-only folder for the runs.
 
