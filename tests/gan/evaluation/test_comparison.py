@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gan.config import ConvConfig, MlpConfig
-from gan.data import Mnist, Split, load_mnist
+from gan.data import Mnist, Split
 from gan.evaluation.comparison import Comparison, Interval, bootstrap_difference, compare
 from gan.evaluation.metrics import frechet_distance
 from gan.evaluation.scores import Draw, EvaluationError, draws_like
@@ -129,11 +128,6 @@ def test_a_set_is_no_better_than_itself() -> None:
 def test_collapsed_drawings_get_a_finite_interval() -> None:
     found = interval(torch.zeros(50, WIDTH), normal(50, 0), normal(60, 1))
     assert 0 < found.low <= found.high < float("inf")
-
-
-@pytest.fixture(scope="module")
-def mnist(mnist_dir: Path) -> Mnist:
-    return load_mnist(mnist_dir)
 
 
 @pytest.fixture(scope="module")

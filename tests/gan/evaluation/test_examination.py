@@ -1,40 +1,13 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from gan.data import Mnist, Split, load_mnist
+from gan.data import Mnist
 from gan.evaluation.examination import Examination, examine, find_suspicious
-from gan.evaluation.scores import Draw
 from gan.evaluation.two_sample import TWO_SAMPLE_50K, believe, train_adversary
-
-
-@pytest.fixture(scope="module")
-def mnist(mnist_dir: Path) -> Mnist:
-    return load_mnist(mnist_dir)
-
-
-@pytest.fixture(scope="module")
-def small(mnist: Mnist) -> Mnist:
-    """Two thousand training and a thousand test images."""
-    test = Split(images=mnist.test.images[::10], labels=mnist.test.labels[::10])
-    return Mnist(train=part(mnist.train, 0, 2000), test=test)
-
-
-def part(split: Split, start: int, stop: int) -> Split:
-    return Split(images=split.images[start:stop], labels=split.labels[start:stop])
-
-
-def draw_from(split: Split, *, told: bool = True) -> Draw:
-    """A generator that knows real images by heart."""
-
-    def draw(num: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        index = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:num]
-        return split.images[index], split.labels[index] if told else None
-
-    return draw
+from tests.gan.evaluation.conftest import draw_from, part
 
 
 @pytest.fixture(scope="module")

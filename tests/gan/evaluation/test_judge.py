@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gan.data import DATASET_DIGEST, Mnist, Split, load_mnist
+from gan.data import DATASET_DIGEST, Mnist, Split
 from gan.evaluation.judge import (
     JUDGE_FOLDER,
     JUDGE_ID,
@@ -17,11 +17,6 @@ from gan.evaluation.judge import (
 from gan.evaluation.train_judge import save_judge, shift, train_judge
 
 FILES = [f"{JUDGE_ID}.safetensors", f"{JUDGE_ID}.json"]
-
-
-@pytest.fixture(scope="module")
-def mnist(mnist_dir: Path) -> Mnist:
-    return load_mnist(mnist_dir)
 
 
 @pytest.fixture

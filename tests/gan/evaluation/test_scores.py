@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gan.data import Mnist, Split, load_mnist
+from gan.data import Mnist
 from gan.evaluation.floors import measure_floors
 from gan.evaluation.judge import JUDGE_ID, judge_images, load_judge, read_card
 from gan.evaluation.metrics import frechet_distance, kernel_distance, support
 from gan.evaluation.reference import load_reference
 from gan.evaluation.scores import (
-    Draw,
     EvaluationError,
     Scores,
     average,
@@ -21,36 +20,9 @@ from gan.evaluation.scores import (
     load_floors,
 )
 from gan.evaluation.two_sample import TwoSampleProtocol
+from tests.gan.evaluation.conftest import draw_from, part
 
 QUICK = TwoSampleProtocol(id="two_sample_test", num_images=300, epochs=2, width=8)
-
-
-def part(split: Split, start: int, stop: int) -> Split:
-    return Split(images=split.images[start:stop], labels=split.labels[start:stop])
-
-
-@pytest.fixture(scope="module")
-def mnist(mnist_dir: Path) -> Mnist:
-    return load_mnist(mnist_dir)
-
-
-@pytest.fixture(scope="module")
-def small(mnist: Mnist) -> Mnist:
-    """Two thousand training and a thousand test images."""
-    # The test set's first half is neater than its second, so every tenth is taken.
-    test = Split(images=mnist.test.images[::10], labels=mnist.test.labels[::10])
-    return Mnist(train=part(mnist.train, 0, 2000), test=test)
-
-
-def draw_from(split: Split, *, told: bool = True) -> Draw:
-    """A generator that knows real images by heart and draws them sorted by digit."""
-
-    def draw(num: int, seed: int) -> tuple[Tensor, Tensor | None]:
-        index = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:num]
-        index = index[split.labels[index].argsort()]
-        return split.images[index], split.labels[index] if told else None
-
-    return draw
 
 
 @pytest.fixture(scope="module")

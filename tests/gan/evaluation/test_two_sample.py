@@ -1,11 +1,10 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from gan.data import Mnist, load_mnist
+from gan.data import Mnist
 from gan.evaluation.two_sample import (
     TWO_SAMPLE_10K,
     TWO_SAMPLE_50K,
@@ -18,11 +17,6 @@ from gan.evaluation.two_sample import (
 SMALL = TwoSampleProtocol(
     id="two_sample_test", num_images=1000, epochs=4, width=8, learning_rate=5e-3
 )
-
-
-@pytest.fixture(scope="module")
-def mnist(mnist_dir: Path) -> Mnist:
-    return load_mnist(mnist_dir)
 
 
 def accuracy(generated: Tensor, data: Mnist, seed: int = 0) -> float:
