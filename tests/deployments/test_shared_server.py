@@ -14,18 +14,24 @@ from uuid import UUID
 import httpx
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 
 from deployments.stack import ROOT
+from gan.bundle import WEIGHTS, save_bundle
+from gan.data import load_mnist
+from gan.recipes import configure
+from gan.training import TrainState, train
 from tests.deployments.local_stack import free_ports, wait_for
 from tests.long import takes_minutes
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 PARAMETERS = {"recipe": "vanilla", "epochs": 8, "batch_size": 1000, "num_samples": 200}
+SEED = 1
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -100,8 +106,8 @@ class SharedServer:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def train(self, seed: int) -> UUID:
-        return self.run_deployment("train-gan/default", PARAMETERS | {"seed": seed})
+    def train(self) -> UUID:
+        return self.run_deployment("train-gan/default", PARAMETERS | {"seed": SEED})
 
     def run_deployment(self, name: str, parameters: dict[str, object]) -> UUID:
         given = [word for key, value in parameters.items() for word in ("-p", f"{key}={value}")]
@@ -109,6 +115,20 @@ class SharedServer:
         found = re.search(r"UUID: (\S+)", said)
         assert found
         return UUID(found[1])
+
+    def kill_process_of(self, run: UUID) -> None:
+        """SIGKILL the process of a flow run, and nothing else."""
+        (process,) = [
+            process
+            for process in psutil.process_iter()
+            if _environment(process).get("PREFECT__FLOW_RUN_ID") == str(run)
+            and "prefect.engine" in process.cmdline()
+        ]
+        process.kill()
+
+    def states(self, run: UUID) -> list[str]:
+        """The names of all states that a flow run had, in order."""
+        return [state.name or "" for state in self.api.read_flow_run_states(run)]
 
     def wait_for_checkpoint(self, run: UUID | str) -> None:
         folder = self.home / "runs" / str(run) / "checkpoints"
@@ -160,8 +180,22 @@ def _environment(process: psutil.Process) -> dict[str, str]:
     return {}
 
 
-def check_result(shared: SharedServer, run: FlowRun) -> None:
-    """Completed once, with every epoch once in MLflow, and one version."""
+@pytest.fixture(scope="module")
+def undisturbed(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights that the same training ends with where nothing happens to it."""
+    config = configure(
+        "vanilla", epochs=PARAMETERS["epochs"], batch_size=PARAMETERS["batch_size"], seed=SEED
+    )
+    state = TrainState(config, torch.device("cpu"))
+    for _ in train(state, load_mnist(mnist_dir, "cpu").train):
+        pass
+    folder = tmp_path_factory.mktemp("undisturbed") / "bundle"
+    save_bundle(state.sampler, folder)
+    return (folder / WEIGHTS).read_bytes()
+
+
+def check_result(shared: SharedServer, run: FlowRun, undisturbed: bytes) -> None:
+    """Completed once, with every epoch once in MLflow, one version, and the same weights."""
     assert run.state_name == "Completed", run.state
     experiment = shared.mlflow.get_experiment_by_name("mnist-gan")
     tag = f"tags.run_folder = '{run.id}'"
@@ -170,16 +204,20 @@ def check_result(shared: SharedServer, run: FlowRun) -> None:
     points = shared.mlflow.get_metric_history(tracked.info.run_id, "d_loss")
     assert [point.step for point in points] == list(range(1, PARAMETERS["epochs"] + 1))
     assert len(shared.mlflow.search_model_versions(f"run_id = '{tracked.info.run_id}'")) == 1
+    folder = shared.home / "runs" / str(run.id)
+    assert (folder / "bundle" / WEIGHTS).read_bytes() == undisturbed
 
 
-def test_server_that_restarts_in_mid_run_costs_nothing(shared: SharedServer) -> None:
-    run = shared.train(seed=1)
+def test_server_that_restarts_in_mid_run_costs_nothing(
+    shared: SharedServer, undisturbed: bytes
+) -> None:
+    run = shared.train()
     shared.wait_for_checkpoint(run)
     shared.end("server", signal.SIGTERM)
     time.sleep(5)
     shared.start_server()
     finished = shared.result(run, seconds=300)
-    check_result(shared, finished)
+    check_result(shared, finished, undisturbed)
     assert finished.run_count == 1
 
 
@@ -187,19 +225,44 @@ def test_server_that_restarts_in_mid_run_costs_nothing(shared: SharedServer) -> 
     "signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=takes_minutes)]
 )
 def test_run_goes_on_from_its_checkpoint_when_the_worker_is_back(
-    shared: SharedServer, signum: signal.Signals
+    shared: SharedServer, undisturbed: bytes, signum: signal.Signals
 ) -> None:
     """SIGTERM to a worker kills the flow's process without a word: silence must tell."""
-    run = shared.train(seed=2 + signum)
+    run = shared.train()
     shared.wait_for_checkpoint(run)
     shared.end("worker", signum)
     time.sleep(2)
     shared.start_worker()
     finished = shared.result(run, seconds=300)
-    check_result(shared, finished)
+    check_result(shared, finished, undisturbed)
     assert finished.run_count == 2
-    states = [state.name for state in shared.api.read_flow_run_states(run)]
-    assert "Crashed" in states
+    assert "Crashed" in shared.states(run)
+
+
+@takes_minutes
+def test_cancelled_run_goes_on_when_it_is_retried(shared: SharedServer, undisturbed: bytes) -> None:
+    run = shared.train()
+    shared.wait_for_checkpoint(run)
+    shared.command("prefect", "flow-run", "cancel", str(run))
+    # The worker has the last word on a run that it ended.
+    wait_for(lambda: shared.states(run).count("Cancelled") == 2 or None, seconds=60, what="its end")
+    shared.command("prefect", "flow-run", "retry", str(run))
+    finished = shared.result(run, seconds=300)
+    check_result(shared, finished, undisturbed)
+    assert finished.run_count == 2
+
+
+@takes_minutes
+def test_crashed_run_that_is_retried_at_once_ends_well_whatever_the_worker_says(
+    shared: SharedServer, undisturbed: bytes
+) -> None:
+    """For some seconds the worker still reports the old process, and crashes the run again."""
+    run = shared.train()
+    shared.wait_for_checkpoint(run)
+    shared.kill_process_of(run)
+    wait_for(lambda: "Crashed" in shared.states(run) or None, seconds=60, what="its crash")
+    shared.command("prefect", "flow-run", "retry", str(run))
+    check_result(shared, shared.result(run, seconds=300), undisturbed)
 
 
 @takes_minutes
@@ -212,13 +275,7 @@ def test_sweep_that_was_killed_goes_on_and_repeats_no_finished_trial(shared: Sha
     shared.wait_for_checkpoint(f"{run}-0001")
     before = trials_of(shared, run)
     assert before["0"].info.status == "FINISHED"
-    variables = {"PREFECT__FLOW_RUN_ID": str(run), "HOME": str(shared.home)}.items()
-    (process,) = [
-        p
-        for p in psutil.process_iter()
-        if variables <= _environment(p).items() and "prefect.engine" in p.cmdline()
-    ]
-    process.kill()
+    shared.kill_process_of(run)
     finished = shared.result(run, seconds=1200)
     assert finished.state_name == "Completed", finished.state
     assert finished.run_count == 2
