@@ -267,8 +267,8 @@ def test_crashed_run_that_is_retried_at_once_ends_well_whatever_the_worker_says(
 
 @takes_minutes
 def test_sweep_that_was_killed_goes_on_and_repeats_no_finished_trial(shared: SharedServer) -> None:
-    """Where the worker reports the old process after the run was taken up, the schedule of
-    `reconcile-runs` takes it up once more: within a quarter of an hour."""
+    """Half a minute later the worker still reports the old process, and crashes the run again: it
+    is then taken up once more, by the schedule of `reconcile-runs` at the latest."""
     space = '{"batch_size": [1000, 2000]}'
     given = {"recipe": "vanilla", "trials": 2, "epochs": 2, "workers": 1, "num_samples": 200}
     run = shared.run_deployment("sweep-gan/default", given | {"space": space})
@@ -278,7 +278,7 @@ def test_sweep_that_was_killed_goes_on_and_repeats_no_finished_trial(shared: Sha
     shared.kill_process_of(run)
     finished = shared.result(run, seconds=1200)
     assert finished.state_name == "Completed", finished.state
-    assert finished.run_count == 2
+    assert finished.run_count > 1
     trials = trials_of(shared, run)
     assert trials.keys() == {"0", "1"}
     assert trials["0"].info.end_time == before["0"].info.end_time
