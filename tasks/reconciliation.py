@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
@@ -36,6 +37,8 @@ MAX_STARTS = 3
 """A training that crashes this often is given up."""
 TIME_TO_START = timedelta(seconds=20)
 """How long a flow run may run without the lock of its folder."""
+LATE_REPORTS = timedelta(seconds=40)
+"""How long after a crash its worker may report it once more, and crash whatever runs by then."""
 LOOK_BACK = timedelta(days=1)
 """What crashed before is left to the user."""
 ENDS = {
@@ -122,7 +125,10 @@ def read_flow_run(prefect: SyncPrefectClient, flow_run_id: UUID) -> FlowRun | No
 
 @task(name="take up crashed runs", cache_policy=NO_CACHE)
 def take_up_crashed_runs() -> None:
-    """Schedule deployed trainings again that crashed a short while ago, a few times each."""
+    """Schedule deployed trainings again that crashed a short while ago, a few times each.
+
+    Waits until all that a worker may still say of a crash is said.
+    """
     with get_client(sync_client=True) as prefect:
         crashed = prefect.read_flow_runs(
             flow_run_filter=FlowRunFilter(
@@ -133,9 +139,19 @@ def take_up_crashed_runs() -> None:
             )
         )
         for run in crashed:
-            if run.run_count < MAX_STARTS:
+            if run.run_count < MAX_STARTS and _stays_crashed(prefect, run):
                 again: State[None] = AwaitingRetry(
                     message=f"Taken up again after crash {run.run_count}."
                 )
                 prefect.set_flow_run_state(run.id, again, force=True)
                 get_run_logger().info("Taken up again: %s", run.name)
+
+
+def _stays_crashed(prefect: SyncPrefectClient, run: FlowRun) -> bool:
+    while run.state and run.state.is_crashed():
+        waited = datetime.now(UTC) - run.state.timestamp
+        if waited >= LATE_REPORTS:
+            return True
+        time.sleep((LATE_REPORTS - waited).total_seconds())
+        run = prefect.read_flow_run(run.id)
+    return False

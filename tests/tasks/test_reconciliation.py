@@ -1,7 +1,10 @@
 """A real Prefect API and a real MLflow store that do not agree, and how they come to."""
 
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -12,7 +15,7 @@ from mlflow import MlflowClient
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging import disable_run_logger
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
@@ -155,19 +158,52 @@ def test_the_first_run_of_all_finds_nothing_to_end(
     assert status(run_id) == "RUNNING", "it belongs to another experiment"
 
 
-def test_deployed_training_that_crashed_is_scheduled_again_a_few_times(
-    prefect: SyncPrefectClient,
-) -> None:
+@pytest.fixture
+def deployed(prefect: SyncPrefectClient) -> FlowRun:
+    """A run of a deployment that is a training."""
     prefect.create_work_pool(WorkPoolCreate(name="pool", type="process"), overwrite=True)
     flow_id = prefect.create_flow(nothing)
     deployment = prefect.create_deployment(flow_id, "d", work_pool_name="pool", tags=["training"])
-    run = prefect.create_flow_run_from_deployment(deployment, tags=["training"])
+    return prefect.create_flow_run_from_deployment(deployment, tags=["training"])
+
+
+def start_and_crash(prefect: SyncPrefectClient, run: FlowRun) -> None:
+    for state in (Running(), Crashed()):
+        prefect.set_flow_run_state(run.id, state, force=True)
+
+
+def test_deployed_training_that_crashed_is_scheduled_again_a_few_times(
+    prefect: SyncPrefectClient, deployed: FlowRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.reconciliation.LATE_REPORTS", timedelta())
     by_hand = prefect.create_flow_run(nothing, state=Crashed(), tags=["training"])
     states = []
     for _ in range(MAX_STARTS):
-        for state in (Running(), Crashed()):
-            prefect.set_flow_run_state(run.id, state, force=True)
+        start_and_crash(prefect, deployed)
         take_up_crashed_runs.fn()
-        states.append(prefect.read_flow_run(run.id).state_name)
+        states.append(prefect.read_flow_run(deployed.id).state_name)
     assert states == ["AwaitingRetry"] * (MAX_STARTS - 1) + ["Crashed"]
     assert prefect.read_flow_run(by_hand.id).state_name == "Crashed", "no worker would run it"
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "left"), [(Running(), "Running"), (Crashed(), "AwaitingRetry")]
+)
+def test_crash_is_left_alone_until_it_is_old_enough_and_then_looked_at_again(
+    prefect: SyncPrefectClient,
+    deployed: FlowRun,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: State[None],
+    left: str,
+) -> None:
+    """A worker may report it twice, and a user may have retried the run by then."""
+    monkeypatch.setattr("tasks.reconciliation.LATE_REPORTS", timedelta(seconds=2))
+    start_and_crash(prefect, deployed)
+    with ThreadPoolExecutor() as other:
+        done = other.submit(copy_context().run, take_up_crashed_runs.fn)
+        time.sleep(1)
+        prefect.set_flow_run_state(deployed.id, meanwhile, force=True)
+        time.sleep(1.5)
+        assert prefect.read_flow_run(deployed.id).state_name == meanwhile.name
+        done.result()
+    assert prefect.read_flow_run(deployed.id).state_name == left
