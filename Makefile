@@ -34,7 +34,7 @@ help: ## List the targets
 setup: $(READY) ## Make .venv from requirements.lock; the other targets do so by themselves
 
 .PHONY: train
-train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE NUM_SAMPLES RESUME
+train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE DEVICES NUM_SAMPLES RESUME
 	@$(PY) -m flows.train_gan \
 	    $(if $(RECIPE),--recipe '$(RECIPE)') \
 	    $(if $(EPOCHS),--epochs '$(EPOCHS)') \
@@ -42,6 +42,7 @@ train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_
 	    $(if $(LEARNING_RATE),--learning-rate '$(LEARNING_RATE)') \
 	    $(if $(SEED),--seed '$(SEED)') \
 	    $(if $(DEVICE),--device '$(DEVICE)') \
+	    $(if $(DEVICES),--devices '$(DEVICES)') \
 	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
 	    $(if $(RESUME),--resume)
 
