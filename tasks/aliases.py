@@ -105,7 +105,7 @@ def _hand_over(client: MlflowClient, version: int, champion: int | None) -> bool
     elif holders.get("previous") == version:
         client.delete_registered_model_alias(MODEL_NAME, "previous")
     client.set_registered_model_alias(MODEL_NAME, "champion", str(version))
-    if holders.get("challenger") == version:
+    if find_holders(client).get("challenger") == version:
         client.delete_registered_model_alias(MODEL_NAME, "challenger")
     return True
 

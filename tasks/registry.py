@@ -120,7 +120,13 @@ def _give_alias(client: MlflowClient, version: ModelVersion) -> str:
 def _set_alias(client: MlflowClient, alias: str, version: ModelVersion) -> None:
     tags = client.get_model_version(MODEL_NAME, version.version).tags
     _verify_files(f"models:/{MODEL_NAME}/{version.version}", tags.get("bundle", ""))
-    client.set_registered_model_alias(MODEL_NAME, alias, version.version)
+    try:
+        client.set_registered_model_alias(MODEL_NAME, alias, version.version)
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        # Another process made the alias in the same moment. Now it is there, and can be moved.
+        client.set_registered_model_alias(MODEL_NAME, alias, version.version)
 
 
 def _log_model(trained: TrainedGenerator, mlflow_run_id: str) -> str:

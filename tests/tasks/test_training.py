@@ -9,7 +9,6 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
-import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -25,6 +24,7 @@ from gan.training import DivergenceError, Progress, TrainState
 from tasks.data import DatasetRef
 from tasks.progress import describe
 from tasks.training import MIN_STEPS_TO_COLLAPSE, check_diversity, is_picture_epoch, train_generator
+from tests.gan.test_parallel import find_peers
 
 TINY = replace(vanilla(), epochs=1, batch_size=5000)
 
@@ -90,7 +90,7 @@ def test_two_devices_learn_as_one_does_and_go_on_after_a_peer_was_killed(
     config = replace(vanilla(), networks=MlpConfig(dropout=0), epochs=2, batch_size=6000)
 
     def strike(state: TrainState) -> None:
-        (peer,) = [p for p in psutil.Process().children() if "gan.parallel" in p.cmdline()]
+        (peer,) = find_peers()
         peer.kill()
 
     train_in(tmp_path / "alone", mnist_dir, config)
@@ -98,7 +98,7 @@ def test_two_devices_learn_as_one_does_and_go_on_after_a_peer_was_killed(
     sentence = r"device 2 of 2 is gone: ended by SIGKILL; the same training, resumed, goes on"
     with pytest.raises(PeerError, match=sentence):
         train_in(tmp_path / "struck", mnist_dir, config, devices=2, look=strike)
-    assert not [p for p in psutil.Process().children() if "gan.parallel" in p.cmdline()]
+    assert not find_peers()
     assert train_in(tmp_path / "struck", mnist_dir, config, devices=2) == together
 
     losses = ["d_loss", "g_loss", "d_real", "d_fake"]
