@@ -19,7 +19,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.explanation import explain
+from flows.explanation import ended_by_a_sentence, explain
 from tasks.presence import presence
 from tasks.services import check
 from tasks.sweeper import MARK, watch_over
@@ -33,8 +33,8 @@ def run(flow: Flow[..., Any]) -> None:
     """Run the flow with the options given; what the user can mend ends it with one sentence."""
     _quieten_user_errors()
     try:
-        parameters = flow.validate_parameters(_parse(flow))
-        with ExitStack() as stack:
+        with ended_by_a_sentence(), ExitStack() as stack:
+            parameters = flow.validate_parameters(_parse(flow))
             if server := PREFECT_API_URL.value():
                 check("Prefect", f"{server}/health")
             else:
@@ -51,13 +51,6 @@ def run(flow: Flow[..., Any]) -> None:
         sys.exit("error: " + "; ".join(said))
     except CancelledRun as ended:
         sys.exit(str(ended))
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        sys.exit(f"error: {sentence}")
 
 
 def _parse(flow: Flow[..., Any]) -> dict[str, str | None]:

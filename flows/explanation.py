@@ -5,6 +5,27 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def ended_by_a_sentence() -> Iterator[None]:
+    """End a command with a sentence and an exit status of 1 where the user can mend what is wrong.
+
+    Raises:
+        SystemExit: with the sentence. Any other exception goes on.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
 
 
 def explain(error: BaseException) -> str | None:

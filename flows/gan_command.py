@@ -11,14 +11,13 @@ import argparse
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from flows.explanation import explain
+from flows.explanation import ended_by_a_sentence
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,15 +44,8 @@ def main() -> None:
     # A server that is gone would be asked for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    try:
+    with ended_by_a_sentence():
         arguments.run(arguments)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        sys.exit(f"error: {sentence}")
 
 
 def pull(arguments: argparse.Namespace) -> None:

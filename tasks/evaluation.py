@@ -15,9 +15,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from gan.bundle import load_bundle
-from gan.data import load_mnist
+from gan.data import Mnist, load_mnist
 from gan.evaluation.examination import examine
-from gan.evaluation.scores import Scores, draws_like, evaluate
+from gan.evaluation.scores import Draw, Scores, draws_like, evaluate
 from gan.sampling import tile
 from tasks.data import DatasetRef
 
@@ -31,19 +31,11 @@ def evaluate_generator(
     folder: Path,
     *,
     num_samples: int,
-    seed: int = 0,
 ) -> Scores:
     """Score `num_samples` drawn images; leaves the scores in `folder` and in MLflow."""
-    generator = load_bundle(bundle, device)
-    data = load_mnist(dataset.folder, device)
-
+    draw, data = _open(bundle, dataset, device)
     scores = evaluate(
-        draws_like(generator, data.train.labels),
-        data,
-        num_samples=num_samples,
-        seed=seed,
-        device=device,
-        cache=dataset.folder.parent,
+        draw, data, num_samples=num_samples, device=device, cache=dataset.folder.parent
     )
     (folder / "scores.json").write_text(json.dumps(asdict(scores), indent=2) + "\n")
     _log(mlflow_run_id, scores.metrics(), num_samples, folder / "scores.json")
@@ -78,10 +70,9 @@ def examine_generator(
     """Look closely at a generator; leaves `examination.json` and `suspicious.png` in `folder` and
     in MLflow: all scores, and the hundred drawings that look least real.
     """
-    generator = load_bundle(bundle, device)
-    data = load_mnist(dataset.folder, device)
+    draw, data = _open(bundle, dataset, device)
     found = examine(
-        draws_like(generator, data.train.labels),
+        draw,
         data,
         num_samples=num_samples,
         num_draws=num_draws,
@@ -106,6 +97,12 @@ def examine_generator(
         folder / "suspicious.png",
     )
     return findings
+
+
+def _open(bundle: Path, dataset: DatasetRef, device: str) -> tuple[Draw, Mnist]:
+    """How the bundle's generator draws, and the real images to compare with."""
+    data = load_mnist(dataset.folder, device)
+    return draws_like(load_bundle(bundle, device), data.train.labels), data
 
 
 def _log(mlflow_run_id: str, scores: Mapping[str, float], num_samples: int, *files: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,8 +17,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from gan.config import TrainConfig
-from gan.evaluation.judge import JUDGE_ID, read_card
-from gan.evaluation.scores import Scores, explain, load_floors, score_rows
+from gan.evaluation.judge import JUDGE_ID
+from gan.evaluation.scores import Scores, metric_rows, score_rows
 from tasks.evaluation import Findings
 from tasks.pages import is_web_address
 from tasks.promotion import Decision
@@ -44,7 +45,7 @@ def report(
         version = replace(version, alias="champion")
     title = f"{describe(config)}: {version.name} version {version.version} (@{version.alias})"
     client = MlflowClient()
-    champion = champion_scores(client, scores)
+    champion = champion_scores(client, scores.judge, scores.num_samples)
     links = addresses(client, mlflow_run_id, version)
     timeline = save_timeline(config, scores, champion, links, folder)
     client.log_artifact(mlflow_run_id, str(timeline))
@@ -63,37 +64,24 @@ def report(
 @task(name="report findings", cache_policy=NO_CACHE)
 def report_findings(version: FetchedVersion, findings: Findings) -> None:
     """Print what was found of a version, and leave it as an artifact of the flow run."""
+    champion = champion_scores(MlflowClient(), JUDGE_ID, findings.num_samples)
     title = f"{MODEL_NAME} version {version.version}"
-    table = findings_table(findings)
-    draws = "one draw" if findings.num_draws == 1 else f"{findings.num_draws} draws"
-    text = f"""# {title}
-
-{findings.num_samples:,} drawn images, judged by {JUDGE_ID}: the mean of {draws}, and its standard
-deviation. Adversaries and student were trained once, on one more draw.
-
-{table}
-"""
+    text = findings_page(title, findings, champion)
     print(text)  # noqa: T201
     create_markdown_artifact(markdown=text, key="scores", description=title)
 
 
-def findings_table(findings: Findings) -> str:
-    """The scores beside what real images get, as a markdown table."""
-    floors: dict[str, float] = {}
-    if findings.num_samples == load_floors().num_samples:
-        floors = {**load_floors().metrics(), "synthetic_accuracy": read_card()["test_accuracy"]}
+def findings_page(title: str, findings: Findings, champion: dict[str, str]) -> str:
+    """What was found, as markdown."""
+    draws = "one draw" if findings.num_draws == 1 else f"{findings.num_draws} draws"
+    rows = metric_rows(findings.means, JUDGE_ID, findings.num_samples)
+    return f"""# {title}
 
-    def row(name: str, value: float) -> str:
-        spread = f" ± {findings.deviations[name]:.4f}" if name in findings.deviations else ""
-        floor = f"{floors[name]:.4f}" if name in floors else ""
-        return f"| {name} | {value:.4f}{spread} | {floor} | {explain(name).meaning} |"
+{findings.num_samples:,} drawn images, judged by {JUDGE_ID}: the mean of {draws}, and its standard
+deviation. Adversaries and student were trained once, on one more draw.
 
-    rows = [
-        row(name, value)
-        for name, value in findings.means.items()
-        if not name.startswith("digit_share")
-    ]
-    return "\n".join(["| score | drawn | real | |", "| --- | --- | --- | --- |", *rows])
+{score_table(rows, champion, findings.deviations)}
+"""
 
 
 def summary(
@@ -149,26 +137,32 @@ def page(
 "champion": what the champion scored when it was registered. "real": what real training images
 score in the place of drawn ones.
 
-{score_table(scores, champion)}
+{score_table(score_rows(scores), champion)}
 """
 
 
-def score_table(scores: Scores, champion: dict[str, str]) -> str:
-    """The scores beside the champion's and the floors, as a markdown table."""
-    rows = (
-        f"| {name} | {drawn:.4f} | {champion.get(name, '')} | {real} | {meaning} |"
-        for name, drawn, real, meaning in score_rows(scores)
+def score_table(
+    rows: Sequence[tuple[str, float, str, str]],
+    champion: dict[str, str],
+    deviations: Mapping[str, float] | None = None,
+) -> str:
+    """Rows of `metric_rows`, beside the champion's scores, as a markdown table."""
+    spreads = {name: f" ± {value:.4f}" for name, value in (deviations or {}).items()}
+    lines = (
+        f"| {name} | {drawn:.4f}{spreads.get(name, '')} | {champion.get(name, '')} | {real} "
+        f"| {meaning} |"
+        for name, drawn, real, meaning in rows
     )
     return "\n".join(
-        ["| score | drawn | champion | real | |", "| --- | --- | --- | --- | --- |", *rows]
+        ["| score | drawn | champion | real | |", "| --- | --- | --- | --- | --- |", *lines]
     )
 
 
-def champion_scores(client: MlflowClient, scores: Scores) -> dict[str, str]:
+def champion_scores(client: MlflowClient, judge: str, num_samples: int) -> dict[str, str]:
     """The champion's scores as its tags say them; nothing where they do not compare."""
     aliased = client.get_model_version_by_alias(MODEL_NAME, "champion")
     tags: dict[str, str] = client.get_model_version(MODEL_NAME, aliased.version).tags
-    same = (tags.get("judge"), tags.get("num_samples")) == (scores.judge, str(scores.num_samples))
+    same = (tags.get("judge"), tags.get("num_samples")) == (judge, str(num_samples))
     return tags if same else {}
 
 

@@ -39,14 +39,15 @@ def test_nothing_imports_from_a_floor_above(
         assert not set(imports(path)) & above, path
 
 
-def test_the_craft_runs_alone(pytestconfig: pytest.Config) -> None:
+def loaded_by(program: str, root: Path) -> set[str]:
+    """The modules that a fresh interpreter holds after a program that ends with printing them."""
     fresh = subprocess.run(
-        [sys.executable, "-c", LIST_MODULES],
-        cwd=pytestconfig.rootpath,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+        [sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True, check=True
     )
-    loaded = set(fresh.stdout.split())
+    return set(fresh.stdout.split())
+
+
+def test_the_craft_runs_alone(pytestconfig: pytest.Config) -> None:
+    loaded = loaded_by(LIST_MODULES, pytestconfig.rootpath)
     assert "gan.training" in loaded
     assert not loaded & (SERVICES | {"tasks", "flows"})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import stdev
 
 import torch
 from torch import Tensor
 
 from gan.data import Mnist, Split
 from gan.evaluation.judge import Judge, judge_images, load_judge
-from gan.evaluation.scores import Draw, Scores, evaluate
-from gan.evaluation.train_judge import train_judge
+from gan.evaluation.scores import Draw, Scores, average, evaluate
+from gan.evaluation.train_judge import share_read, train_judge
 from gan.evaluation.two_sample import (
     TWO_SAMPLE_50K,
     TWO_SAMPLE_50K_SMALL,
@@ -34,7 +34,7 @@ class Examination:
 
     scores: Sequence[Scores]
     """One for each draw."""
-    adversaries: Mapping[str, float]
+    adversaries: dict[str, float]
     """Two-sample accuracy by the protocol's id; 0.5 = cannot tell."""
     synthetic_accuracy: float | None
     """The share of the test images that a classifier like the judge reads rightly when it was
@@ -46,9 +46,7 @@ class Examination:
 
     def means(self) -> dict[str, float]:
         """Every number under its stable name; the mean where there are several draws."""
-        several = [scores.metrics() for scores in self.scores]
-        numbers = {name: fmean(each[name] for each in several) for name in several[0]}
-        numbers |= self.adversaries
+        numbers = average(self.scores).metrics() | self.adversaries
         if self.synthetic_accuracy is not None:
             numbers["synthetic_accuracy"] = self.synthetic_accuracy
         return numbers
@@ -129,12 +127,6 @@ def examine(
     )
 
 
-def share_read(judge: Judge, split: Split) -> float:
-    """The share of images whose digit a classifier reads rightly."""
-    read = judge_images(judge, split.images).digits.cpu()
-    return (read == split.labels.cpu()).double().mean().item()
-
-
 def find_suspicious(adversary: Judge, images: Tensor, asked: Tensor | None) -> Tensor:
     """The images that the judge doubts most, then others that the adversary is surest about.
 
@@ -147,5 +139,5 @@ def find_suspicious(adversary: Judge, images: Tensor, asked: Tensor | None) -> T
     sure = shares.amax(1) if asked is None else shares.gather(1, asked[:, None]).squeeze(1)
     doubted = sure.cpu().argsort()[: NUM_SUSPICIOUS // 2].tolist()
     unmasked = believe(adversary, images).argsort().tolist()
-    others = [index for index in unmasked if index not in set(doubted)]
+    others = [index for index in unmasked if index not in doubted]
     return images[doubted + others[: NUM_SUSPICIOUS - len(doubted)]].cpu()

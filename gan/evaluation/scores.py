@@ -152,7 +152,7 @@ class Scores:
         values: dict[str, float | None] = {
             self.protocol if name == "two_sample" else name: getattr(self, name)
             for name in METRICS
-            if name not in ("synthetic_accuracy", "digit_share")
+            if hasattr(self, name)
         }
         values |= {f"digit_share_{digit}": n for digit, n in enumerate(self.digit_histogram)}
         return {name: value for name, value in values.items() if value is not None}
@@ -182,16 +182,24 @@ def load_floors() -> Scores:
 
 
 def score_rows(scores: Scores) -> list[tuple[str, float, str, str]]:
-    """Name, score, floor and meaning, in order; a floor holds for its judge and count alone.
+    """Name, score, floor and meaning of a generator's scores: see `metric_rows`."""
+    return metric_rows(scores.metrics(), scores.judge, scores.num_samples)
+
+
+def metric_rows(
+    metrics: Mapping[str, float], judge: str, num_samples: int
+) -> list[tuple[str, float, str, str]]:
+    """Name, value, floor and meaning, in order; a floor holds for its judge and count alone.
 
     The shares of the ten digits are left out.
     """
     floor = load_floors()
-    alike = (floor.judge, floor.num_samples) == (scores.judge, scores.num_samples)
-    floors = floor.metrics() if alike else {}
+    floors: dict[str, float] = {}
+    if (floor.judge, floor.num_samples) == (judge, num_samples):
+        floors = floor.metrics() | {"synthetic_accuracy": read_card()["test_accuracy"]}
     return [
         (name, value, f"{floors[name]:.4f}" if name in floors else "", explain(name).meaning)
-        for name, value in scores.metrics().items()
+        for name, value in metrics.items()
         if not name.startswith("digit_share")
     ]
 

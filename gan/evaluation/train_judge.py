@@ -68,6 +68,12 @@ def shift(images: Tensor, rng: torch.Generator) -> Tensor:
     return padded[each[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
+def share_read(judge: Judge, split: Split) -> float:
+    """The share of images whose digit a classifier reads rightly."""
+    read = judge_images(judge, split.images).digits.cpu()
+    return (read == split.labels.cpu()).double().mean().item()
+
+
 def save_judge(judge: Judge, test: Split, folder: Path) -> None:
     """Write the weights and their card, without floors, to a folder that has no judge yet.
 
@@ -78,8 +84,7 @@ def save_judge(judge: Judge, test: Split, folder: Path) -> None:
     if weights.exists():
         raise JudgeError(f"{weights} is pinned; write to another --folder, or raise JUDGE_ID")
     payload = save({name: value.contiguous() for name, value in judge.state_dict().items()})
-    correct = judge_images(judge, test.images).digits == test.labels
-    accuracy = correct.double().mean().item()
+    accuracy = share_read(judge, test)
     logger.info("accuracy on the test images: %.4f", accuracy)
     weights.write_bytes(payload)
     content = {

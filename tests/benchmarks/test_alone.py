@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.test_walls import loaded_by
+
 LIST_MODULES = """
 import sys
 import benchmarks.speed, benchmarks.memory, benchmarks.growth
@@ -15,14 +17,7 @@ print(*sys.modules)
 def test_loops_are_measured_without_the_pipeline_and_its_libraries(
     pytestconfig: pytest.Config,
 ) -> None:
-    fresh = subprocess.run(
-        [sys.executable, "-c", LIST_MODULES],
-        cwd=pytestconfig.rootpath,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    loaded = set(fresh.stdout.split())
+    loaded = loaded_by(LIST_MODULES, pytestconfig.rootpath)
     assert "benchmarks.textbook" in loaded
     pipeline = {"prefect", "mlflow", "boto3", "pandas", "psutil", "matplotlib", "torchmetrics"}
     assert not loaded & (pipeline | {"tasks", "flows"})

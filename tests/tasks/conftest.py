@@ -1,4 +1,7 @@
 import gzip
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from uuid import uuid4
 
@@ -52,3 +55,18 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where pulled files are kept: empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "mnist-gan"
+
+
+@contextmanager
+def together(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Run processes beside the block; with its end they must have come to theirs."""
+    for process in processes:
+        process.start()
+    try:
+        yield
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()

@@ -32,6 +32,7 @@ from tasks.pulling import VersionError
 from tasks.services import ServiceError
 from tasks.tracking import MODEL_NAME
 from tests.registry import Registry
+from tests.tasks.conftest import together
 
 CHAMPION = Standing(
     frechet_distance=0.40,
@@ -366,9 +367,7 @@ def test_of_two_processes_the_later_decides_again_against_the_winner(
         )
         for rival in rivals
     ]
-    for process in processes:
-        process.start()
-    try:
+    with together(processes):
         for _ in range(ROUNDS):
             MlflowClient().set_registered_model_alias(MODEL_NAME, "champion", "1")
             start.wait(60)
@@ -380,12 +379,6 @@ def test_of_two_processes_the_later_decides_again_against_the_winner(
             assert {first, second.version} == set(rivals)
             assert second.champion == first, "no two versions win against the same champion"
             assert holders() == {"champion": second.version, "previous": first}
-        for process in processes:
-            process.join(60)
-            assert process.exitcode == 0
-    finally:
-        for process in processes:
-            process.kill()
 
 
 @pytest.mark.usefixtures("registry")

@@ -19,6 +19,7 @@ from tasks.registry import TAGS_OF_THE_RUN, register_generator
 from tasks.tracking import MODEL_NAME
 from tasks.training import TrainedGenerator
 from tests.registry import Registry
+from tests.tasks.conftest import together
 
 ROUNDS = 20
 
@@ -62,9 +63,7 @@ def test_each_has_a_version_of_its_own_and_the_later_is_champion(
         )
         for which in (1, 2)
     ]
-    for process in processes:
-        process.start()
-    try:
+    with together(processes):
         client, champion = MlflowClient(), 1
         for round_ in range(1, ROUNDS + 1):
             start.wait(60)
@@ -76,10 +75,4 @@ def test_each_has_a_version_of_its_own_and_the_later_is_champion(
             assert {held["champion"], held["previous"]} == both, "both won, one after the other"
             assert champion not in both
             champion = held["champion"]
-        for process in processes:
-            process.join(60)
-            assert process.exitcode == 0
-    finally:
-        for process in processes:
-            process.kill()
     assert pull("champion", tmp_path / "pulled").version == champion

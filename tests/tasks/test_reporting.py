@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from gan.evaluation.scores import load_floors, score_rows
+from tasks.evaluation import Findings
 from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
-from tasks.reporting import artifact_address, page, summary
+from tasks.reporting import artifact_address, findings_page, page, summary
 from tasks.training import TrainedGenerator
 
 DECISION = Decision(version=3, champion=2, promoted=False, reason="it is no better")
@@ -61,6 +62,24 @@ def test_page_holds_the_sheet_the_champion_and_the_links(tmp_path: Path) -> None
     assert f"| 0.4321 | {load_floors().frechet_distance:.4f} |" in row
     assert "[run](http://x/y)" in text
     assert text.count("\n") < 40, "a page, not a flood"
+
+
+def test_findings_stand_beside_the_champion_and_what_real_images_get() -> None:
+    floors = load_floors()
+    findings = Findings(
+        num_draws=3,
+        num_samples=10_000,
+        means=floors.metrics() | {"two_sample_50k": 0.98, "synthetic_accuracy": 0.97},
+        deviations={"frechet_distance": 0.0123},
+    )
+    text = findings_page("version 7", findings, {"frechet_distance": "0.4321"})
+    lines = {line.split(" |")[0].strip("| "): line for line in text.splitlines() if "|" in line}
+    floor = f"{floors.frechet_distance:.4f}"
+    assert f"| {floor} ± 0.0123 | 0.4321 | {floor} |" in lines["frechet_distance"]
+    assert "| 0.9800 |  |  |" in lines["two_sample_50k"], "nothing was measured for it"
+    assert "| 0.9700 |  | 0.9964 |" in lines["synthetic_accuracy"]
+    assert "the mean of 3 draws" in text
+    assert "digit_share" not in text
 
 
 @pytest.mark.parametrize("alias", ["champion", "challenger"])
