@@ -91,9 +91,9 @@ class SharedServer:
 
         wait_for(ready, seconds=60, what="the server")
 
-    def start_worker(self) -> None:
-        command = ("prefect", "worker", "start", "--pool", "gpu", "--name", "one")
-        self.start("worker", *command, MNIST_GAN_ROOT=str(ROOT))
+    def start_worker(self, name: str = "worker", *options: str) -> None:
+        command = ("prefect", "worker", "start", "--pool", "gpu", "--name", name, *options)
+        self.start(name, *command, MNIST_GAN_ROOT=str(ROOT))
 
     def end(self, name: str, signum: signal.Signals) -> None:
         self.processes[name].send_signal(signum)
@@ -106,8 +106,8 @@ class SharedServer:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def train(self) -> UUID:
-        return self.run_deployment("train-gan/default", PARAMETERS | {"seed": SEED})
+    def train(self, deployment: str = "default") -> UUID:
+        return self.run_deployment(f"train-gan/{deployment}", PARAMETERS | {"seed": SEED})
 
     def run_deployment(self, name: str, parameters: dict[str, object]) -> UUID:
         given = [word for key, value in parameters.items() for word in ("-p", f"{key}={value}")]
@@ -116,15 +116,21 @@ class SharedServer:
         assert found
         return UUID(found[1])
 
-    def kill_process_of(self, run: UUID) -> None:
-        """SIGKILL the process of a flow run, and nothing else."""
+    def process_of(self, run: UUID) -> psutil.Process:
+        """The process of a flow run."""
         (process,) = [
             process
             for process in psutil.process_iter()
             if _environment(process).get("PREFECT__FLOW_RUN_ID") == str(run)
             and "prefect.engine" in process.cmdline()
         ]
-        process.kill()
+        return process
+
+    def worker_of(self, run: UUID) -> str:
+        """The name of the worker that a flow run's process belongs to."""
+        above = {process.pid for process in self.process_of(run).parents()}
+        (name,) = [name for name, process in self.processes.items() if process.pid in above]
+        return name
 
     def states(self, run: UUID) -> list[str]:
         """The names of all states that a flow run had, in order."""
@@ -162,10 +168,9 @@ def shared(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         with shared.api:
             yield shared
     finally:
-        for name in ("worker", "server"):
-            if name in shared.processes:
-                with suppress(subprocess.TimeoutExpired):
-                    shared.end(name, signal.SIGTERM)
+        for name in reversed(shared.processes):
+            with suppress(subprocess.TimeoutExpired):
+                shared.end(name, signal.SIGTERM)
         home = str(shared.home)
         for process in [p for p in psutil.process_iter() if _environment(p).get("HOME") == home]:
             with suppress(psutil.Error):
@@ -259,10 +264,71 @@ def test_crashed_run_that_is_retried_at_once_ends_well_whatever_the_worker_says(
     """For some seconds the worker still reports the old process, and crashes the run again."""
     run = shared.train()
     shared.wait_for_checkpoint(run)
-    shared.kill_process_of(run)
+    shared.process_of(run).kill()
     wait_for(lambda: "Crashed" in shared.states(run) or None, seconds=60, what="its crash")
     shared.command("prefect", "flow-run", "retry", str(run))
     check_result(shared, shared.result(run, seconds=300), undisturbed)
+
+
+@takes_minutes
+def test_failed_run_goes_on_when_it_is_retried(shared: SharedServer, undisturbed: bytes) -> None:
+    run = shared.train()
+    shared.wait_for_checkpoint(run)
+    in_the_way = shared.home / "runs" / str(run) / "bundle"
+    in_the_way.touch()
+    failed = shared.result(run, seconds=300)
+    assert failed.state_name == "Failed", failed.state
+    in_the_way.unlink()
+    shared.command("prefect", "flow-run", "retry", str(run))
+    wait_for(
+        lambda: shared.api.read_flow_run(run).run_count > 1 or None, seconds=60, what="its retry"
+    )
+    finished = shared.result(run, seconds=300)
+    check_result(shared, finished, undisturbed)
+    assert finished.run_count == 2
+
+
+@pytest.fixture
+def two_workers(shared: SharedServer) -> Iterator[SharedServer]:
+    """Two workers, each for one run at a time, and two slots to train in."""
+    shared.end("worker", signal.SIGTERM)
+    shared.command("prefect", "gcl", "update", "gpu", "--limit", "2")
+    for name in ("one", "two"):
+        shared.start_worker(name, "--limit", "1")
+    try:
+        yield shared
+    finally:
+        for name in ("one", "two"):
+            shared.end(name, signal.SIGTERM)
+        shared.command("prefect", "gcl", "update", "gpu", "--limit", "1")
+        shared.start_worker()
+
+
+def test_workers_of_one_pool_share_the_runs(two_workers: SharedServer, undisturbed: bytes) -> None:
+    runs = [two_workers.train("default"), two_workers.train("weekly")]
+    for run in runs:
+        two_workers.wait_for_checkpoint(run)
+    assert {two_workers.worker_of(run) for run in runs} == {"one", "two"}
+    for run in runs:
+        finished = two_workers.result(run, seconds=300)
+        check_result(two_workers, finished, undisturbed)
+        assert finished.run_count == 1
+
+
+@takes_minutes
+def test_a_run_goes_on_at_another_worker_where_its_own_is_gone(
+    two_workers: SharedServer, undisturbed: bytes
+) -> None:
+    run = two_workers.train()
+    two_workers.wait_for_checkpoint(run)
+    lost = two_workers.worker_of(run)
+    process = two_workers.process_of(run)
+    two_workers.end(lost, signal.SIGKILL)
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+    finished = two_workers.result(run, seconds=400)
+    check_result(two_workers, finished, undisturbed)
+    assert finished.run_count == 2
 
 
 @takes_minutes
@@ -275,7 +341,7 @@ def test_sweep_that_was_killed_goes_on_and_repeats_no_finished_trial(shared: Sha
     shared.wait_for_checkpoint(f"{run}-0001")
     before = trials_of(shared, run)
     assert before["0"].info.status == "FINISHED"
-    shared.kill_process_of(run)
+    shared.process_of(run).kill()
     finished = shared.result(run, seconds=1200)
     assert finished.state_name == "Completed", finished.state
     assert finished.run_count > 1
