@@ -26,10 +26,10 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import AwaitingRetry, Crashed
+from prefect.states import AwaitingRetry, Completed, Crashed
 
 from tasks.presence import clear_dead
-from tasks.run_folder import is_abandoned
+from tasks.run_folder import finish, is_abandoned
 from tasks.settings import load_settings
 from tasks.tracking import EXPERIMENT, open_experiment
 
@@ -78,9 +78,32 @@ def _crash_dead(prefect: SyncPrefectClient) -> None:
     for tag in clear_dead():
         mine = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
         for run in prefect.read_flow_runs(flow_run_filter=mine):
-            if not (run.state and run.state.is_final()):
-                _crash(prefect, run)
-                get_run_logger().info("Flow run %s was left open: CRASHED", run.name)
+            if (run.state and run.state.is_final()) or _complete_if_done(prefect, run):
+                continue
+            _crash(prefect, run)
+            get_run_logger().info("Flow run %s was left open: CRASHED", run.name)
+
+
+def _complete_if_done(prefect: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether a process ended after all its work and before it could say so; then it is said.
+
+    Started again, such a run would find no checkpoint any more and train anew.
+    """
+    done = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"tags.prefect_flow_run_id = '{run.id}' and attributes.status = 'FINISHED'",
+        output_format="list",
+    )
+    # The trials of a sweep, which end before it, have folders of their own.
+    own = [each for each in done if "trial" not in each.data.tags]
+    for each in own:
+        folder = load_settings().runs_dir / each.data.tags["run_folder"]
+        if is_abandoned(folder):
+            finish(folder)
+        completed: State[None] = Completed(message="The process ended when all was done.")
+        prefect.set_flow_run_state(run.id, completed, force=True)
+        get_run_logger().info("Flow run %s had done all: COMPLETED", run.name)
+    return bool(own)
 
 
 def _crash(prefect: SyncPrefectClient, run: FlowRun) -> None:
@@ -127,7 +150,8 @@ def read_flow_run(prefect: SyncPrefectClient, flow_run_id: UUID) -> FlowRun | No
 def take_up_crashed_runs() -> None:
     """Schedule deployed trainings again that crashed a short while ago, a few times each.
 
-    Waits until all that a worker may still say of a crash is said.
+    One that crashed after all its work is completed instead. Waits until all that a worker may
+    still say of a crash is said.
     """
     with get_client(sync_client=True) as prefect:
         crashed = prefect.read_flow_runs(
@@ -139,6 +163,8 @@ def take_up_crashed_runs() -> None:
             )
         )
         for run in crashed:
+            if _complete_if_done(prefect, run):
+                continue
             if run.run_count < MAX_STARTS and _stays_crashed(prefect, run):
                 again: State[None] = AwaitingRetry(
                     message=f"Taken up again after crash {run.run_count}."

@@ -207,3 +207,27 @@ def test_crash_is_left_alone_until_it_is_old_enough_and_then_looked_at_again(
         assert prefect.read_flow_run(deployed.id).state_name == meanwhile.name
         done.result()
     assert prefect.read_flow_run(deployed.id).state_name == left
+
+
+@pytest.mark.parametrize("trial", [False, True], ids=["training", "sweep whose first trial ended"])
+def test_run_whose_process_died_after_all_its_work_is_completed(
+    trial: bool,
+    prefect: SyncPrefectClient,
+    runs_dir: Path,
+    deployed: FlowRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tasks.reconciliation.LATE_REPORTS", timedelta())
+    run_id = track(deployed.id)
+    folder = runs_dir / str(deployed.id)
+    (folder / "checkpoints").mkdir(parents=True)
+    with lock_of(folder):
+        pass
+    MlflowClient().set_terminated(run_id)
+    if trial:
+        MlflowClient().set_tag(run_id, "trial", "0")
+    start_and_crash(prefect, deployed)
+    take_up_crashed_runs.fn()
+    left = prefect.read_flow_run(deployed.id).state_name
+    assert left == ("AwaitingRetry" if trial else "Completed")
+    assert bool(list(folder.iterdir())) == trial, "the lock and the checkpoints' folder are gone"
