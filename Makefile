@@ -71,6 +71,10 @@ bench: $(READY) ## Measure speed, judging, memory, growth and the pipeline's own
 	@for part in speed evaluation memory growth pipeline; do \
 	    echo "== $$part: $$(date +%H:%M:%S)"; $(PY) -m benchmarks.$$part || exit 1; echo; done
 
+.PHONY: ablation
+ablation: $(READY) ## Train recipe quick with one thing changed at a time, SEEDS times: about an hour a seed
+	$(PY) -m benchmarks.ablation --seeds $(or $(SEEDS),2)
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take the README's pictures of the pages again: about ten minutes
 	SCREENSHOTS=docs $(PY) -m pytest tests/deployments/test_pages.py

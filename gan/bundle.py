@@ -34,7 +34,9 @@ from gan.config import ConfigError, ConvConfig, MlpConfig
 from gan.errors import UserError
 from gan.networks import Generator, build_generator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+LATER_SIZES = {"fine_layers", "subpixels"}
+"""Sizes that schema 1, which is still read, does not have; they are at their defaults there."""
 WEIGHTS, CONFIG, MANIFEST = "generator.safetensors", "config.json", "manifest.json"
 CARD, SAMPLES, ONNX = "model_card.md", "samples.png", "generator.onnx"
 SIGNATURE = "model.sig"
@@ -202,21 +204,21 @@ def _build(files: Mapping[str, bytes], folder: Path) -> Generator:
 def _parse_config(payload: bytes) -> MlpConfig | ConvConfig:
     config = _parse_json(payload, CONFIG)
     schema = config.get("schema_version")
-    if schema != SCHEMA_VERSION:
-        raise BundleError(f"{CONFIG} has schema {schema!r}; this code reads {SCHEMA_VERSION}")
+    if type(schema) is not int or schema not in (1, SCHEMA_VERSION):
+        raise BundleError(f"{CONFIG} has schema {schema!r}; this code reads 1 and {SCHEMA_VERSION}")
     networks = config.get("networks")
     kind = ARCHITECTURES.get(str(config.get("architecture")))
     if kind is None or not isinstance(networks, dict):
         raise BundleError(
             f"{CONFIG} names no known architecture; known: {', '.join(ARCHITECTURES)}"
         )
-    if networks.keys() != {field.name for field in fields(kind)}:
+    if networks.keys() != _sizes(kind, schema):
         raise BundleError(f"{CONFIG} does not give the sizes of its architecture")
     try:
         parsed = kind(**networks)
     except ConfigError as error:
         raise BundleError(f"{CONFIG} does not describe a network: {error}") from error
-    if payload != _to_json(_describe(parsed)):
+    if payload != _to_json(_describe(parsed, schema)):
         raise BundleError(f"{CONFIG} says more or other than its network is")
     return parsed
 
@@ -226,11 +228,16 @@ def name_architecture(config: MlpConfig | ConvConfig) -> str:
     return next(name for name, kind in ARCHITECTURES.items() if isinstance(config, kind))
 
 
-def _describe(config: MlpConfig | ConvConfig) -> dict[str, Any]:
+def _sizes(kind: type[MlpConfig] | type[ConvConfig], schema: int) -> set[str]:
+    return {field.name for field in fields(kind)} - (LATER_SIZES if schema == 1 else set())
+
+
+def _describe(config: MlpConfig | ConvConfig, schema: int = SCHEMA_VERSION) -> dict[str, Any]:
+    sizes = _sizes(type(config), schema)
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": schema,
         "architecture": name_architecture(config),
-        "networks": asdict(config),
+        "networks": {name: size for name, size in asdict(config).items() if name in sizes},
         "num_classes": config.num_classes,
         "image_shape": [28, 28],
         "value_range": [0, 255],

@@ -136,7 +136,10 @@ def _tensors_of(state: TrainState) -> dict[str, Tensor]:
             for key, values in moments.items():
                 tensors[f"{name}.{index}.{key}"] = values
     # Copies: networks that share storage, or views, are refused by safetensors.
-    return {key: values.detach().cpu().clone() for key, values in tensors.items()}
+    return {
+        key: values.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, values in tensors.items()
+    }
 
 
 def _header_of(state: TrainState) -> dict[str, str]:
@@ -174,10 +177,14 @@ def _restore(path: Path, payload: bytes, config: TrainConfig, device: torch.devi
         getattr(state, name).load_state_dict(_below(name, tensors))
     for name in OPTIMIZERS:
         optimizer = getattr(state, name)
+        weights = optimizer.param_groups[0]["params"]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, values in _below(name, tensors).items():
             index, _, moment = key.partition(".")
-            moments.setdefault(int(index), {})[moment] = values
+            # Fused Adam counts on moments that lie in memory like their weights.
+            moments.setdefault(int(index), {})[moment] = (
+                values if moment == "step" else torch.empty_like(weights[int(index)]).copy_(values)
+            )
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
     return state

@@ -45,6 +45,11 @@ class ConvConfig:
     """Length of the noise vector, drawn from a standard normal."""
     width: int = 16
     """Channels of the generator's finest layer; the others are multiples of it."""
+    fine_layers: int = 0
+    """3x3 convolutions at the images' full size that each network has besides."""
+    subpixels: int = 1
+    """Dots of ink whose mean is a pixel that the generator draws: MNIST's grey comes from black and
+    white scans that were scaled down."""
     num_classes: int = 10
     """Digits that can be asked for."""
 
@@ -52,6 +57,8 @@ class ConvConfig:
         _require_types(self)
         _require(1 <= self.latent_dim <= 512, "latent_dim must be 1 to 512", self.latent_dim)
         _require(1 <= self.width <= 128, "width must be 1 to 128", self.width)
+        _require(0 <= self.fine_layers <= 4, "fine_layers must be 0 to 4", self.fine_layers)
+        _require(1 <= self.subpixels <= 64, "subpixels must be 1 to 64", self.subpixels)
         _require(self.num_classes == 10, "num_classes must be 10", self.num_classes)
 
 

@@ -73,6 +73,24 @@ class MlpDiscriminator(nn.Module):
         return logits.squeeze(1)
 
 
+class Scan(nn.Module):
+    """Subpixels [n, k, 28, 28], before their tanh, to pixels [n, 1, 28, 28]: their mean.
+
+    Paper becomes exactly white, as it is in MNIST: the mean reaches a little beyond [-1, 1] and is
+    cut off there. In training pixels have 8 bits, too, so that the discriminator cannot tell
+    drawings by values that no scan has; the gradient passes as if nothing were rounded or cut off
+    (straight through: Bengio et al. 2013).
+    """
+
+    def forward(self, subpixels: Tensor) -> Tensor:
+        """Draw the pixels."""
+        ink = 1.02 * torch.tanh(subpixels.float()).mean(1, keepdim=True)
+        if not self.training:
+            return ink.clamp(-1, 1)
+        scanned = ((ink.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        return ink + (scanned - ink).detach()
+
+
 class ConvGenerator(nn.Module):
     """Noise and digit -> 7x7 -> 14x14 -> 28x28, after DCGAN (Radford et al. 2015)."""
 
@@ -80,6 +98,11 @@ class ConvGenerator(nn.Module):
         super().__init__()
         w = config.width
         self.config = config
+        fine = (
+            layer
+            for _ in range(config.fine_layers)
+            for layer in (nn.Conv2d(w, w, 3, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU())
+        )
         self.project = nn.Linear(config.latent_dim + config.num_classes, 4 * w * 7 * 7, bias=False)
         self.layers = nn.Sequential(
             nn.Unflatten(1, (4 * w, 7, 7)), nn.BatchNorm2d(4 * w), nn.ReLU(),
@@ -87,7 +110,9 @@ class ConvGenerator(nn.Module):
             nn.BatchNorm2d(2 * w), nn.ReLU(),
             nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(w), nn.ReLU(),
-            nn.Conv2d(w, 1, 3, padding=1), nn.Tanh(),
+            *fine,
+            nn.Conv2d(w, config.subpixels, 3, padding=1),
+            nn.Tanh() if config.subpixels == 1 else Scan(),
         )  # fmt: skip
 
     def forward(self, noise: Tensor, digits: Tensor | None = None) -> Tensor:
@@ -99,13 +124,20 @@ class ConvGenerator(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """Three convolutions, unnormalised, and a projection of the digit (Miyato and Koyama 2018)."""
+    """Convolutions, unnormalised, and a projection of the digit (Miyato and Koyama 2018)."""
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
         w = config.width
+        seen = [1] + [w] * config.fine_layers
+        fine = (
+            layer
+            for channels in seen[:-1]
+            for layer in (nn.Conv2d(channels, w, 3, padding=1), nn.LeakyReLU(0.2))
+        )
         self.features = nn.Sequential(
-            nn.Conv2d(1, 2 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
+            *fine,
+            nn.Conv2d(seen[-1], 2 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             nn.Conv2d(4 * w, 8 * w, 3, padding=1), nn.LeakyReLU(0.2),
             nn.Flatten(), nn.Linear(8 * w * 7 * 7, 4 * w), nn.LeakyReLU(0.2),

@@ -67,6 +67,8 @@ class TrainState:
             torch.default_generator.manual_seed(config.seed)
             self.generator = build_generator(config.networks).to(device)
             self.discriminator = build_discriminator(config.networks, self.rng).to(device)
+        for network in (self.generator, self.discriminator):
+            network.to(memory_format=torch.channels_last)  # convolutions are fastest so
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.g_optimizer = _adam(self.generator, config, device)
         self.d_optimizer = _adam(self.discriminator, config, device)

@@ -19,6 +19,7 @@ from torch import Tensor
 from gan.bundle import (
     CARD,
     CONFIG,
+    LATER_SIZES,
     MANIFEST,
     MAX_BYTES,
     ONNX,
@@ -42,15 +43,21 @@ ATTACHMENTS = {CARD: b"# A card\n", SAMPLES: b"\x89PNG", ONNX: b"\x08\x0a"}
 FILES = (WEIGHTS, CONFIG, *ATTACHMENTS, MANIFEST)
 CONFIG_OF: dict[MlpConfig | ConvConfig, dict[str, Any]] = {
     SMALL: {
-        "schema_version": 1,
+        "schema_version": 2,
         "architecture": "conv",
-        "networks": {"latent_dim": 2, "width": 1, "num_classes": 10},
+        "networks": {
+            "latent_dim": 2,
+            "width": 1,
+            "fine_layers": 0,
+            "subpixels": 1,
+            "num_classes": 10,
+        },
         "num_classes": 10,
         "image_shape": [28, 28],
         "value_range": [0, 255],
     },
     MlpConfig(latent_dim=2): {
-        "schema_version": 1,
+        "schema_version": 2,
         "architecture": "mlp",
         "networks": {"latent_dim": 2, "dropout": 0.3},
         "num_classes": 0,
@@ -438,8 +445,16 @@ def test_no_config_does_more_than_be_refused(
 ABSURD = [10**9, 10**12, 10**300, -1, 0, 1.5, 1.0, "16", "", True, False, None, [], {}]
 
 
-@pytest.mark.parametrize("value", [*ABSURD, float("nan"), float("inf")], ids=str)
-@pytest.mark.parametrize("size", ["width", "latent_dim", "num_classes"])
+@pytest.mark.parametrize(
+    ("size", "value"),
+    [
+        (size, value)
+        for size in ("width", "latent_dim", "fine_layers", "subpixels", "num_classes")
+        for value in (*ABSURD, float("nan"), float("inf"))
+        if (size, value) != ("fine_layers", 0)
+    ],
+    ids=str,
+)
 def test_absurd_sizes_are_refused_before_any_memory_is_taken(
     size: str, value: Any, bundle: Path
 ) -> None:
@@ -451,8 +466,10 @@ def test_absurd_sizes_are_refused_before_any_memory_is_taken(
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"schema_version": 2}, "has schema 2; this code reads 1"),
-        ({"schema_version": None}, "has schema None; this code reads 1"),
+        ({"schema_version": 3}, "has schema 3; this code reads 1 and 2"),
+        ({"schema_version": True}, "has schema True; this code reads 1 and 2"),
+        ({"schema_version": None}, "has schema None; this code reads 1 and 2"),
+        ({"schema_version": 1}, "does not give the sizes"),
         ({"architecture": "diffusion"}, "names no known architecture; known: mlp, conv"),
         ({"architecture": ["conv"]}, "names no known architecture"),
         ({"architecture": "mlp"}, "does not give the sizes of its architecture"),
@@ -470,6 +487,21 @@ def test_a_config_that_this_code_does_not_know_is_refused(
 ) -> None:
     forge(bundle, config=to_json(CONFIG_OF[SMALL] | change))
     assert_refused(bundle, match)
+
+
+@pytest.mark.parametrize("config", CONFIG_OF, ids=lambda config: type(config).__name__)
+def test_a_bundle_of_the_first_schema_draws_what_it_drew(
+    config: MlpConfig | ConvConfig, tmp_path: Path
+) -> None:
+    generator = make(config)
+    save_bundle(generator, tmp_path / "bundle")
+    content = CONFIG_OF[config]
+    sizes = {k: v for k, v in content["networks"].items() if k not in LATER_SIZES}
+    first = content | {"schema_version": 1, "networks": sizes}
+    forge(tmp_path / "bundle", config=to_json(first))
+    loaded = load_bundle(tmp_path / "bundle")
+    assert loaded.config == config
+    assert torch.equal(draw(loaded, [-1], num=9, seed=0), draw(generator, [-1], num=9, seed=0))
 
 
 def drop(state: dict[str, Tensor]) -> dict[str, Tensor]:

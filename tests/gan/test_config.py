@@ -104,7 +104,10 @@ def test_any_value_is_taken_in_its_type_or_refused_in_a_short_sentence(
 
 def test_the_largest_generators_fit_into_a_bundle() -> None:
     header = 4096
-    for config in (MlpConfig(latent_dim=512), ConvConfig(latent_dim=512, width=128)):
+    for config in (
+        MlpConfig(latent_dim=512),
+        ConvConfig(latent_dim=512, width=128, fine_layers=4, subpixels=64),
+    ):
         with torch.device("meta"):
             state = build_generator(config).state_dict()
         assert sum(values.nbytes for values in state.values()) + header <= MAX_BYTES[WEIGHTS]

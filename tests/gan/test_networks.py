@@ -11,11 +11,13 @@ from gan.networks import (
     Dropout,
     MlpDiscriminator,
     MlpGenerator,
+    Scan,
     build_discriminator,
     build_generator,
 )
 
-PAIRS = [MlpConfig(), ConvConfig(), ConvConfig(latent_dim=3, width=1)]
+FINE = ConvConfig(latent_dim=3, width=2, fine_layers=2, subpixels=4)
+PAIRS = [MlpConfig(), ConvConfig(), ConvConfig(latent_dim=3, width=1), FINE]
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -85,6 +87,52 @@ def test_the_digit_matters_to_the_conditional_pair() -> None:
     assert len(torch.unique(images.flatten(1), dim=0)) == 10
     scores = discriminator(images[:1].expand(10, -1, -1, -1), digits)
     assert len(torch.unique(scores)) == 10
+
+
+def test_fine_layers_and_subpixels_are_all_that_they_change() -> None:
+    def layers(network: nn.Module) -> list[str]:
+        return [type(m).__name__ for m in network.modules() if not list(m.children())]
+
+    plain = ConvConfig(latent_dim=3, width=2)
+    generator, discriminator = ConvGenerator(FINE), ConvDiscriminator(FINE)
+    convolution = ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert layers(generator) == [
+        *layers(ConvGenerator(plain))[:-2], *convolution * 2, "Conv2d", "Scan"
+    ]  # fmt: skip
+    assert layers(discriminator) == ["Conv2d", "LeakyReLU"] * 2 + layers(ConvDiscriminator(plain))
+    full_size = [
+        (layer.in_channels, layer.out_channels)
+        for network in (generator, discriminator)
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.out_channels < 8
+    ]
+    assert full_size == [(2, 2), (2, 2), (2, 4), (1, 2), (2, 2)]
+
+
+def test_scan_draws_what_scans_are_made_of() -> None:
+    torch.manual_seed(0)
+    scan = Scan()
+    subpixels = torch.randn(50, 9, 28, 28) * 3
+    trained = scan.train()(subpixels)
+    levels = (trained + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
+    drawn = scan.eval()(subpixels)
+    assert (drawn - trained).abs().max() <= 0.5 / 127.5 + 1e-6
+    for sign in (-1, 1):
+        solid = torch.full((1, 9, 1, 1), sign * 3.0)
+        assert scan.train()(solid).item() == scan.eval()(solid).item() == sign
+    exact = 1.02 * torch.tanh(subpixels).mean(1, keepdim=True)
+    assert (drawn[exact.abs() < 1] - exact[exact.abs() < 1]).abs().max() < 1e-6
+
+
+def test_gradient_passes_the_scan_as_if_nothing_were_rounded_or_cut_off() -> None:
+    torch.manual_seed(0)
+    subpixels = (torch.randn(5, 4, 3, 3) * 3).requires_grad_()
+    weights = torch.randn(5, 1, 3, 3)
+    (Scan().train()(subpixels) * weights).sum().backward()
+    expected = (1 - torch.tanh(subpixels.detach()) ** 2) * weights * 1.02 / 4
+    assert subpixels.grad is not None
+    torch.testing.assert_close(subpixels.grad, expected)
 
 
 @pytest.mark.parametrize("config", PAIRS)

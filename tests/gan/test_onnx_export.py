@@ -33,7 +33,12 @@ def make(config: MlpConfig | ConvConfig) -> Generator:
         return generator
 
 
-@pytest.fixture(scope="module", params=[ConvConfig(width=4), MlpConfig()], ids=["conv", "mlp"])
+FINE = ConvConfig(width=4, fine_layers=1, subpixels=9)
+
+
+@pytest.fixture(
+    scope="module", params=[ConvConfig(width=4), FINE, MlpConfig()], ids=["conv", "fine", "mlp"]
+)
 def generator(request: pytest.FixtureRequest) -> Generator:
     return make(request.param)
 

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 VANILLA = replace(vanilla(), epochs=2, batch_size=4)
 QUICK = replace(
     quick(),
-    networks=ConvConfig(latent_dim=4, width=2),
+    networks=ConvConfig(latent_dim=4, width=2, fine_layers=1, subpixels=2),
     epochs=2,
     batch_size=4,
     penalty_interval=2,
@@ -210,7 +210,8 @@ def test_penalties_are_half_the_mean_squared_gradient_at_reals_and_at_fakes() ->
     fake_norm = 784 * math.tanh(1) ** 2
 
     def steepness_after_one_step(r1_gamma: float, r2_gamma: float) -> float:
-        config = replace(QUICK, r1_gamma=r1_gamma, r2_gamma=r2_gamma, penalty_interval=3)
+        config = replace(QUICK, networks=ConvConfig(latent_dim=4, width=2), penalty_interval=3)
+        config = replace(config, r1_gamma=r1_gamma, r2_gamma=r2_gamma)
         state = TrainState(replace(config, epochs=1, cooldown=0, learning_rate=0.01), CPU)
         fill(state.generator, 0)
         state.generator.get_parameter("layers.9.bias").data.fill_(
