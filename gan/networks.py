@@ -76,7 +76,7 @@ class MlpDiscriminator(nn.Module):
 class Scan(nn.Module):
     """Subpixels [n, k, 28, 28], before their tanh, to pixels [n, 1, 28, 28]: their mean.
 
-    Paper becomes exactly white, as it is in MNIST: the mean reaches a little beyond [-1, 1] and is
+    Empty paper becomes exactly that, as in MNIST: the mean reaches a little beyond [-1, 1] and is
     cut off there. In training pixels have 8 bits, too, so that the discriminator cannot tell
     drawings by values that no scan has; the gradient passes as if nothing were rounded or cut off
     (straight through: Bengio et al. 2013).
@@ -140,7 +140,7 @@ class ConvDiscriminator(nn.Module):
             nn.Conv2d(seen[-1], 2 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             nn.Conv2d(4 * w, 8 * w, 3, padding=1), nn.LeakyReLU(0.2),
-            nn.Flatten(), nn.Linear(8 * w * 7 * 7, 4 * w), nn.LeakyReLU(0.2),
+            nn.Conv2d(8 * w, 4 * w, 7), nn.LeakyReLU(0.2), nn.Flatten(),
         )  # fmt: skip
         self.score = nn.Linear(4 * w, 1)
         self.digit = nn.Embedding(config.num_classes, 4 * w)
