@@ -75,6 +75,10 @@ bench: $(READY) ## Measure speed, judging, memory, growth and the pipeline's own
 ablation: $(READY) ## Train recipe quick with one thing changed at a time, SEEDS times: about an hour a seed
 	$(PY) -m benchmarks.ablation --seeds $(or $(SEEDS),2)
 
+.PHONY: temperature
+temperature: $(READY) ## Judge what sampling temperatures do to the generator in BUNDLE, as gan pull leaves it
+	$(PY) -m benchmarks.temperature $(if $(BUNDLE),--bundle '$(BUNDLE)')
+
 .PHONY: screenshots
 screenshots: $(READY) ## Take the README's pictures of the pages again: about ten minutes
 	SCREENSHOTS=docs $(PY) -m pytest tests/deployments/test_pages.py

@@ -289,18 +289,21 @@ def evaluate(
     )
 
 
-def draws_like(generator: Generator, labels: Tensor) -> Draw:
+def draws_like(generator: Generator, labels: Tensor, *, temperature: float = 1.0) -> Draw:
     """How a generator is judged: asked for digits as often as they are among `labels` [n].
 
-    Real digits are not equally frequent. A generator that is not told digits draws any.
+    Real digits are not equally frequent. A generator that is not told digits draws any. The
+    temperature is that of `sampling.draw`.
     """
 
     def draw_num(num: int, seed: int) -> tuple[Tensor, Tensor | None]:
         if generator.config.num_classes == 0:
-            return sampling.draw(generator, [sampling.ANY_DIGIT], num=num, seed=seed), None
+            anything = [sampling.ANY_DIGIT]
+            drawn = sampling.draw(generator, anything, num=num, seed=seed, temperature=temperature)
+            return drawn, None
         rng = torch.Generator().manual_seed(seed)
         asked = labels.cpu()[torch.randint(len(labels), (num,), generator=rng)]
-        return sampling.draw(generator, asked, seed=seed), asked
+        return sampling.draw(generator, asked, seed=seed, temperature=temperature), asked
 
     return draw_num
 
