@@ -16,7 +16,7 @@ def _present(device: str) -> str:
     return device
 
 
-RecipeName = Literal["quick", "vanilla"]
+RecipeName = Literal["quick", "best", "vanilla"]
 DeviceName = Annotated[Literal["auto", "cuda", "mps", "cpu"], AfterValidator(_present)]
 Devices = Annotated[int, Field(ge=1, le=64)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]

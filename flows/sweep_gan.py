@@ -68,7 +68,7 @@ def sweep_gan(
     Args:
         space: a YAML or JSON file, or the mapping itself: fields of the recipe, each with a list
             of values or a range of low, high and maybe log or step.
-        recipe: what the trials depart from: quick or vanilla.
+        recipe: what the trials depart from: quick, best or vanilla.
         trials: trainings, the hopeless ones that end early among them.
         epochs: passes over the training images in each trial.
         seed: decides the trainings and, with one worker, also what is proposed.

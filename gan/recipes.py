@@ -40,6 +40,21 @@ def quick() -> TrainConfig:
     )
 
 
+def best() -> TrainConfig:
+    """`quick` with twice the channels, finer dots and more time.
+
+    About an hour and a half on one CPU core of 2026.
+    """
+    return replace(
+        quick(),
+        recipe="best",
+        networks=ConvConfig(width=32, fine_layers=2, subpixels=16),
+        epochs=25,
+        learning_rate=1e-3,
+        ema_halflife_images=50_000,
+    )
+
+
 def configure(recipe: str, **changes: Any) -> TrainConfig:
     """The recipe's config with the changed fields; a field that is None keeps the recipe's value.
 
@@ -52,4 +67,4 @@ def configure(recipe: str, **changes: Any) -> TrainConfig:
     return replace(RECIPES[recipe](), **given)
 
 
-RECIPES = {recipe.__name__: recipe for recipe in (quick, vanilla)}
+RECIPES = {recipe.__name__: recipe for recipe in (quick, best, vanilla)}

@@ -27,7 +27,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str
     [
         (("--epochs", "0"), "epochs: Input should be greater than or equal to 1"),
         (("--epochs", "many"), "epochs: Input should be a valid integer"),
-        (("--recipe", "nope"), "recipe: Input should be 'quick' or 'vanilla'"),
+        (("--recipe", "nope"), "recipe: Input should be 'quick', 'best' or 'vanilla'"),
         (("--batch-size", "60001"), "batch_size: Input should be less than or equal to 60000"),
         (("--batch-size", "1"), "batch_size: Input should be greater than or equal to 2"),
         (("--learning-rate", "nan"), "learning_rate: Input should be"),

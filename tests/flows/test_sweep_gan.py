@@ -192,7 +192,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str
     ("options", "sentence"),
     [
         (("--trials", "0"), "trials: Input should be greater than or equal to 1"),
-        (("--recipe", "nope"), "recipe: Input should be 'quick' or 'vanilla'"),
+        (("--recipe", "nope"), "recipe: Input should be 'quick', 'best' or 'vanilla'"),
         (("--workers", "-1"), "workers: Input should be greater than or equal to 1"),
         (("--memory-gib", "nan"), "memory_gib: Input should be"),
         (("--dask-address", "host"), "dask_address: String should match pattern"),

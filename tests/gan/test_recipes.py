@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from gan.config import ConfigError, ConvConfig, MlpConfig, TrainConfig
 from gan.data import Split
-from gan.recipes import RECIPES, configure, quick, vanilla
+from gan.recipes import RECIPES, best, configure, quick, vanilla
 from gan.training import TrainState, train
 
 
@@ -40,8 +41,11 @@ def test_vanilla_is_the_published_gan() -> None:
     assert not vanilla().penalised
 
 
-def test_quick_draws_asked_digits_with_a_penalty_and_an_average() -> None:
-    config = quick()
+@pytest.mark.parametrize("recipe", [quick, best])
+def test_recipes_of_ours_draw_asked_digits_with_a_penalty_and_an_average(
+    recipe: Callable[[], TrainConfig],
+) -> None:
+    config = recipe()
     assert isinstance(config.networks, ConvConfig)
     assert config.networks.num_classes == 10
     assert config.penalised
@@ -57,7 +61,9 @@ def test_what_is_given_is_changed_and_the_rest_is_the_recipe(name: str) -> None:
 
 
 def test_what_cannot_be_configured_is_refused_in_a_sentence() -> None:
-    with pytest.raises(ConfigError, match=r"^there is no recipe slow; there are: quick, vanilla$"):
+    with pytest.raises(
+        ConfigError, match=r"^there is no recipe slow; there are: quick, best, vanilla$"
+    ):
         configure("slow")
     with pytest.raises(ConfigError, match=r"^epochs must be at least 1, not 0$"):
         configure("quick", epochs=0)
