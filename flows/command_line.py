@@ -40,6 +40,9 @@ def run(flow: Flow[..., Any]) -> None:
             else:
                 patience = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: PATIENCE_S}
                 stack.enter_context(temporary_settings(set_defaults=patience))
+                # That server ends idle connections after 5 s; Prefect's client keeps them for 25,
+                # and waits 2 s when it meets one that is gone.
+                os.environ.setdefault("UVICORN_TIMEOUT_KEEP_ALIVE", "30")
                 # Killed, the flow would leave its temporary server behind, and its state there.
                 os.environ[MARK] = uuid.uuid4().hex
                 watch_over(os.environ[MARK])

@@ -12,13 +12,13 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def train_gan(
+def environment(
     mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
-) -> Command:
-    """Runs `python -m flows.train_gan` in an empty folder, as a user does with nothing running."""
+) -> dict[str, str]:
+    """That of a user with nothing running."""
     home = tmp_path_factory.mktemp("home")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
-    environment = kept | {
+    return kept | {
         "HOME": str(home),
         "PYTHONPATH": str(pytestconfig.rootpath),
         "MNIST_GAN_DATA_DIR": str(mnist_dir.parent),
@@ -27,6 +27,11 @@ def train_gan(
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
+
+
+@pytest.fixture(scope="session")
+def train_gan(environment: dict[str, str]) -> Command:
+    """Runs `python -m flows.train_gan` in an empty folder."""
 
     def run(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,4 +1,5 @@
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -93,6 +94,49 @@ def test_temporary_server_that_takes_too_long_is_said_in_a_sentence(
     assert "error: Prefect's temporary server did not start in time" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+IDLING = '''
+import http.client
+import time
+from urllib.parse import urlsplit
+
+from prefect import flow, get_client
+
+from flows import command_line
+
+
+@flow
+def idle():
+    """Ask twice over one connection."""
+    with get_client(sync_client=True) as client:
+        address = urlsplit(str(client.api_url))
+    connection = http.client.HTTPConnection(address.hostname, address.port)
+    for pause_s in (6, 0):
+        connection.request("GET", "/api/health")
+        print(connection.getresponse().read())
+        time.sleep(pause_s)
+
+
+command_line.run(idle)
+'''
+
+
+@pytest.mark.slow
+def test_temporary_server_keeps_a_connection_that_is_idle_for_a_while(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IDLING],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["b'true'"] * 2
 
 
 def test_unknown_option_is_refused(
