@@ -14,6 +14,8 @@ from gan.networks import Generator
 
 ANY_DIGIT = -1
 """Asks for whatever digit the seed decides."""
+CHUNK = 100
+"""Images drawn at a time: what a layer hands the next still lies in a core's cache."""
 
 
 class SamplingError(UserError):
@@ -99,7 +101,7 @@ def _render(generator: Generator, noise: Tensor, digits: Tensor) -> Tensor:
     try:
         batches = [
             to_bytes(generator(z.to(device), digit.to(device))).cpu()
-            for z, digit in zip(noise.split(1000), digits.split(1000), strict=True)
+            for z, digit in zip(noise.split(CHUNK), digits.split(CHUNK), strict=True)
         ]
     finally:
         generator.train(was_training)
