@@ -96,8 +96,14 @@ class SharedServer:
         self.start(name, *command, MNIST_GAN_ROOT=str(ROOT))
 
     def end(self, name: str, signum: signal.Signals) -> None:
-        self.processes[name].send_signal(signum)
-        self.processes[name].wait(timeout=30)
+        """A worker turns SIGTERM into SIGINT, and SIGINT is now and then lost in its event loop:
+        as a supervisor would, this asks again, which it answers with SIGKILL."""
+        for seconds in (20, 20):
+            self.processes[name].send_signal(signum)
+            with suppress(subprocess.TimeoutExpired):
+                self.processes[name].wait(timeout=seconds)
+                return
+        raise AssertionError(f"{name} does not end")
 
     def command(self, *words: str) -> str:
         done = subprocess.run(
