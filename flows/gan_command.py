@@ -195,6 +195,7 @@ def _parse() -> argparse.Namespace:
     )
 
     command = add(sample)
+    command.epilog = "As long as nothing is registered, the generator of the package itself draws."
     command.add_argument(
         "--digit", type=_whole_number(0, 9), default=ANY_DIGIT, help="0 to 9 (default: any)"
     )
@@ -225,7 +226,7 @@ def _parse() -> argparse.Namespace:
         help="a PNG file, overwritten if it is there (default: digits.png)",
     )
     generator = command.add_mutually_exclusive_group()
-    generator.add_argument("--version", **version)
+    generator.add_argument("--version", **version | {"default": None})
     generator.add_argument("--bundle", type=Path, metavar="DIR", help="a bundle in the place of it")
 
     add(versions)
@@ -292,31 +293,52 @@ def _png_file(text: str) -> Path:
 
 def _check_registry() -> None:
     """See that the registry is there, before MLflow waits for it or makes an empty one."""
-    import mlflow
+    from tasks.services import ServiceError
 
-    from tasks.services import ServiceError, check, find_services
-
-    address = mlflow.get_tracking_uri()
-    for name, url in find_services({"MLFLOW_TRACKING_URI": address}).items():
-        check(name, url)
-    file = address.removeprefix("sqlite:///")
-    if file != address and not Path(file).is_file():
+    if file := _missing_registry():
         raise ServiceError(
             f"there is no registry yet: no file {file}; train a generator here, or set "
             "MLFLOW_TRACKING_URI to another store"
         )
 
 
-def _load_generator(version: int | str, bundle: Path | None) -> Generator:
-    from gan.bundle import load_bundle
+def _missing_registry() -> str:
+    """The registry's file if there is none yet; one that is a server has to answer."""
+    import mlflow
+
+    from tasks.services import check, find_services
+
+    address = mlflow.get_tracking_uri()
+    for name, url in find_services({"MLFLOW_TRACKING_URI": address}).items():
+        check(name, url)
+    file = address.removeprefix("sqlite:///")
+    return "" if file == address or Path(file).is_file() else file
+
+
+def _load_generator(version: int | str | None, bundle: Path | None) -> Generator:
+    from gan.bundle import PRETRAINED, load_bundle
 
     if bundle is not None:
         return load_bundle(bundle)
+    if version is None and _nothing_registered():
+        print("nothing is registered yet: the generator that comes with this package draws")
+        return load_bundle(PRETRAINED)
     from tasks.pulling import pull as pull_bundle
 
     _check_registry()
     with TemporaryDirectory() as scratch:
-        return load_bundle(pull_bundle(version, Path(scratch) / BUNDLE_NAME).folder)
+        folder = Path(scratch) / BUNDLE_NAME
+        return load_bundle(pull_bundle(version or "champion", folder).folder)
+
+
+def _nothing_registered() -> bool:
+    if _missing_registry():
+        return True
+    from mlflow import MlflowClient
+
+    from tasks.tracking import MODEL_NAME
+
+    return not MlflowClient().search_model_versions(f"name = '{MODEL_NAME}'")
 
 
 def _origins(client: MlflowClient, version: ModelVersion) -> Iterator[str]:

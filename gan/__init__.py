@@ -10,14 +10,15 @@
 It needs torch and nothing running. The judge and its scores are in `gan.evaluation`.
 """
 
-from gan.bundle import BundleError, load_bundle, save_bundle, verify_bundle
+from gan.bundle import PRETRAINED, BundleError, load_bundle, save_bundle, verify_bundle
 from gan.config import ConfigError, ConvConfig, MlpConfig, TrainConfig
 from gan.data import DataError, Mnist, Split, load_mnist
-from gan.recipes import RECIPES, configure, quick, vanilla
+from gan.recipes import RECIPES, best, configure, quick, vanilla
 from gan.sampling import SamplingError, draw, draw_sheet, interpolate, tile
 from gan.training import DivergenceError, Progress, TrainState, choose_device, train
 
 __all__ = [
+    "PRETRAINED",
     "RECIPES",
     "BundleError",
     "ConfigError",
@@ -31,6 +32,7 @@ __all__ = [
     "Split",
     "TrainConfig",
     "TrainState",
+    "best",
     "choose_device",
     "configure",
     "draw",

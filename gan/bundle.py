@@ -40,6 +40,8 @@ LATER_SIZES = {"fine_layers", "subpixels"}
 WEIGHTS, CONFIG, MANIFEST = "generator.safetensors", "config.json", "manifest.json"
 CARD, SAMPLES, ONNX = "model_card.md", "samples.png", "generator.onnx"
 SIGNATURE = "model.sig"
+PRETRAINED = Path(__file__).parent / "pretrained"
+"""The bundle that comes with this package; its card says how it was made and how well it draws."""
 MAX_BYTES = {
     WEIGHTS: 64 * 2**20,
     CONFIG: 2**16,

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from flows import gan_command
-from gan.bundle import load_bundle, verify_bundle
+from gan.bundle import PRETRAINED, load_bundle, verify_bundle
 from gan.sampling import ANY_DIGIT, draw, interpolate, tile
 from tests.registry import Registry
 
@@ -332,13 +332,33 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert (folder / "full" / "file").read_text() == "precious"
 
 
-@pytest.mark.parametrize("command", ["pull", "sample", "versions", "rollback"])
+@pytest.mark.parametrize(
+    "command", [("pull",), ("sample", "--version", "1"), ("versions",), ("rollback",)]
+)
 def test_without_a_registry_none_is_made(
-    refusal: Callable[..., str], tracking: Callable[[str], None], folder: Path, command: str
+    refusal: Callable[..., str],
+    tracking: Callable[[str], None],
+    folder: Path,
+    command: tuple[str, ...],
 ) -> None:
     tracking(f"sqlite:///{folder}/mlflow.db")
-    assert "there is no registry yet" in refusal(command)
+    assert "there is no registry yet" in refusal(*command)
     assert not list(folder.iterdir())
+
+
+@pytest.mark.slow
+def test_before_anything_is_registered_the_generator_of_the_package_draws(
+    gan: Gan, folder: Path
+) -> None:
+    options = ("sample", "--digit", "3", "--num", "4", "--seed", "5", "--out", "threes.png")
+    expected = tile(draw(load_bundle(PRETRAINED), [3], num=4, seed=5), columns=2)
+    for registry in (None, folder / "mlflow.db"):
+        if registry:
+            MlflowClient(f"sqlite:///{registry}").search_registered_models()
+        said = succeeded(gan(*options))
+        assert said.startswith("nothing is registered yet: ")
+        assert np.array_equal(Image.open(folder / "threes.png"), expected)
+        assert registry or [each.name for each in folder.iterdir()] == ["threes.png"]
 
 
 @pytest.mark.slow
