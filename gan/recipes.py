@@ -43,7 +43,7 @@ def quick() -> TrainConfig:
 def best() -> TrainConfig:
     """`quick` with twice the channels, finer dots and more time.
 
-    About an hour and a half on one CPU core of 2026.
+    About eighty minutes on one CPU core of 2026.
     """
     return replace(
         quick(),
