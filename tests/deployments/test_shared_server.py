@@ -310,6 +310,7 @@ def two_workers(shared: SharedServer) -> Iterator[SharedServer]:
         shared.start_worker()
 
 
+@takes_minutes
 def test_workers_of_one_pool_share_the_runs(two_workers: SharedServer, undisturbed: bytes) -> None:
     runs = [two_workers.train("default"), two_workers.train("weekly")]
     for run in runs:
