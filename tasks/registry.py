@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -19,7 +20,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import gan
-from gan.bundle import verify_bundle
+from gan.bundle import PRETRAINED, verify_bundle
 from gan.errors import UserError
 from gan.evaluation.scores import Scores
 from gan.sampling import ANY_DIGIT
@@ -130,18 +131,25 @@ def _set_alias(client: MlflowClient, alias: str, version: ModelVersion) -> None:
 
 
 def _log_model(trained: TrainedGenerator, mlflow_run_id: str) -> str:
-    model = Model.log(
-        artifact_path=None,
-        name="generator",
-        flavor=mlflow.pyfunc,
-        run_id=mlflow_run_id,
-        python_model=str(Path(__file__).with_name("generator_model.py")),
-        artifacts={"bundle": str(trained.bundle)},
-        code_paths=[str(Path(gan.__file__).parent)],
-        signature=SIGNATURE,
-        input_example=(pd.DataFrame({"digit": [ANY_DIGIT]}), {"num": 1, "seed": 0}),
-        pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
-    )
+    with TemporaryDirectory() as scratch:
+        # Without the generator that comes with the package: a version has its own.
+        code = shutil.copytree(
+            Path(gan.__file__).parent,
+            Path(scratch) / "gan",
+            ignore=shutil.ignore_patterns("__pycache__", PRETRAINED.name),
+        )
+        model = Model.log(
+            artifact_path=None,
+            name="generator",
+            flavor=mlflow.pyfunc,
+            run_id=mlflow_run_id,
+            python_model=str(Path(__file__).with_name("generator_model.py")),
+            artifacts={"bundle": str(trained.bundle)},
+            code_paths=[str(code)],
+            signature=SIGNATURE,
+            input_example=(pd.DataFrame({"digit": [ANY_DIGIT]}), {"num": 1, "seed": 0}),
+            pip_requirements=[f"{name}=={installed(name)}" for name in REQUIREMENTS],
+        )
     return str(model.model_uri)
 
 

@@ -24,7 +24,7 @@ import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from gan.bundle import bundle_digest, load_bundle, save_bundle
+from gan.bundle import WEIGHTS, bundle_digest, load_bundle, save_bundle
 from gan.config import ConvConfig, MlpConfig
 from gan.evaluation.scores import Scores, load_floors
 from gan.networks import build_generator
@@ -183,8 +183,10 @@ def test_fresh_process_elsewhere_needs_no_pickle_and_no_checkout(
     np.testing.assert_array_equal(
         np.load(tmp_path / "drawn.npy"), model.predict(digits(8), params={"num": 16, "seed": 1})
     )
-    stored = [path.suffix for path in (store / "artifacts").rglob("*") if path.is_file()]
-    assert not {".pkl", ".pickle", ".pt", ".pth", ".bin"} & set(stored)
+    stored = [path for path in (store / "artifacts").rglob("*") if path.is_file()]
+    assert not {".pkl", ".pickle", ".pt", ".pth", ".bin"} & {path.suffix for path in stored}
+    generators = [path.parts[-3:-1] for path in stored if path.name == WEIGHTS]
+    assert set(generators) == {("artifacts", "bundle")}, "a version has one generator, its own"
 
 
 def test_registering_again_for_the_same_run_changes_nothing(
