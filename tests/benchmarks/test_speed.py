@@ -14,7 +14,7 @@ from gan.recipes import RECIPES
 from tests.gan.test_training import noise_data
 
 NO_TIME = speed.Setting(
-    data=noise_data(100), device=torch.device("cpu"), rounds=1, seconds=0, compiled=False
+    data=noise_data(128), device=torch.device("cpu"), rounds=1, seconds=0, compiled=False
 )
 
 
