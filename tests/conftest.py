@@ -13,6 +13,15 @@ from tests.s3_store import free_ports, s3_store
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _checkout_stays_as_it_is(pytestconfig: pytest.Config) -> Iterator[None]:
+    """No test leaves a file in the checkout, or takes the user's own runs for its own."""
+    kept = {"data", ".hypothesis", ".pytest_cache"}
+    kept |= {path.name for path in pytestconfig.rootpath.iterdir()}
+    yield
+    assert {path.name for path in pytestconfig.rootpath.iterdir()} <= kept
+
+
 @pytest.fixture(scope="session")
 def mnist_dir(pytestconfig: pytest.Config) -> Path:
     """The folder of the four real IDX files, downloaded once into the project's data folder."""
@@ -41,10 +50,8 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 @pytest.fixture
 def registry(registered: Registry, tmp_path: Path) -> Iterator[Registry]:
     """A copy of that store, set as the tracking URI; its artifacts are shared."""
-    import mlflow
+    from tests.mlflow_store import mlflow_store
 
     shutil.copy(registered.folder / "mlflow.db", tmp_path / "mlflow.db")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    yield registered
-    mlflow.set_tracking_uri(before)
+    with mlflow_store(tmp_path):
+        yield registered

@@ -27,21 +27,20 @@ def register_two(folder: Path) -> Registry:
     from gan.networks import build_generator
     from tasks.registry import TAGS_OF_THE_RUN, register_generator
     from tasks.training import TrainedGenerator
+    from tests.mlflow_store import mlflow_store
 
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("versions", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("versions")
     digests = []
-    for version in (1, 2):
-        bundle = folder / str(version) / "bundle"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(version)
-            generator = build_generator(ConvConfig(width=4))
-        digests.append(save_bundle(generator, bundle, {"model_card.md": b"# Tiny\n"}))
-        trained = TrainedGenerator(bundle=bundle, digest=digests[-1], seconds=1.0, images_per_s=1.0)
-        with mlflow.start_run(tags=dict.fromkeys(TAGS_OF_THE_RUN, "known")) as run:
-            mlflow.log_param("seed", version)
-        register_generator.fn(trained, load_floors(), run.info.run_id)
-    mlflow.set_tracking_uri(before)
+    with mlflow_store(folder, "versions"):
+        for version in (1, 2):
+            bundle = folder / str(version) / "bundle"
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(version)
+                generator = build_generator(ConvConfig(width=4))
+            digests.append(save_bundle(generator, bundle, {"model_card.md": b"# Tiny\n"}))
+            trained = TrainedGenerator(
+                bundle=bundle, digest=digests[-1], seconds=1.0, images_per_s=1.0
+            )
+            with mlflow.start_run(tags=dict.fromkeys(TAGS_OF_THE_RUN, "known")) as run:
+                mlflow.log_param("seed", version)
+            register_generator.fn(trained, load_floors(), run.info.run_id)
     return Registry(folder, (digests[0], digests[1]))

@@ -11,10 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -108,14 +107,6 @@ def refusal(
         return stopped.value.code
 
     return run
-
-
-@pytest.fixture
-def tracking() -> Iterator[Callable[[str], None]]:
-    """Sets MLflow's address, as `MLFLOW_TRACKING_URI` does."""
-    before = mlflow.get_tracking_uri()
-    yield mlflow.set_tracking_uri
-    mlflow.set_tracking_uri(before)
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
@@ -337,11 +328,11 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
 )
 def test_without_a_registry_none_is_made(
     refusal: Callable[..., str],
-    tracking: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
     folder: Path,
     command: tuple[str, ...],
 ) -> None:
-    tracking(f"sqlite:///{folder}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     assert "there is no registry yet" in refusal(*command)
     assert not list(folder.iterdir())
 
@@ -384,9 +375,9 @@ def test_registry_that_does_not_answer_is_said_in_seconds(gan: Gan, folder: Path
 
 @pytest.mark.parametrize("command", ["pull", "sample", "rollback"])
 def test_every_command_asks_first_whether_the_registry_answers(
-    refusal: Callable[..., str], tracking: Callable[[str], None], command: str
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    tracking("http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     assert "MLflow does not answer at http://127.0.0.1:1" in refusal(command)
 
 
@@ -394,9 +385,9 @@ def test_every_command_asks_first_whether_the_registry_answers(
     "address", ["nonsense://u:secret@there", "sqlite:////dev/null", "http://[::"]
 )
 def test_registry_that_is_none_is_said(
-    refusal: Callable[..., str], tracking: Callable[[str], None], address: str
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    tracking(address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     said = refusal("versions")
     assert said.startswith("error: ")
     assert "secret" not in said

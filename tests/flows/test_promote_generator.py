@@ -26,6 +26,7 @@ from gan.networks import Generator
 from gan.training import TrainState, train
 from tasks.registry import TAGS_OF_THE_RUN, register_generator
 from tasks.training import TrainedGenerator
+from tests.mlflow_store import mlflow_store
 
 NAME = "mnist-gan-generator"
 PROMOTE = """
@@ -66,20 +67,16 @@ def mirrored(generator: Generator) -> Generator:
 def folder(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A registry of versions 1, untrained and champion, 2, trained, and 3, its equal."""
     folder = tmp_path_factory.mktemp("promotion")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("promotion", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("promotion")
-    untrained, trained = train_for_seconds(mnist_dir)
-    for number, generator in enumerate((untrained, trained, mirrored(trained))):
-        bundle = folder / "bundles" / str(number) / "bundle"
-        digest = save_bundle(generator, bundle)
-        with mlflow.start_run(tags=dict.fromkeys(TAGS_OF_THE_RUN, "known")) as run:
-            mlflow.log_param("seed", 0)
-        result = TrainedGenerator(bundle=bundle, digest=digest, seconds=1.0, images_per_s=1.0)
-        register_generator.fn(result, load_floors(), run.info.run_id)
-    yield folder
-    mlflow.set_tracking_uri(before)
+    with mlflow_store(folder, "promotion"):
+        untrained, trained = train_for_seconds(mnist_dir)
+        for number, generator in enumerate((untrained, trained, mirrored(trained))):
+            bundle = folder / "bundles" / str(number) / "bundle"
+            digest = save_bundle(generator, bundle)
+            with mlflow.start_run(tags=dict.fromkeys(TAGS_OF_THE_RUN, "known")) as run:
+                mlflow.log_param("seed", 0)
+            result = TrainedGenerator(bundle=bundle, digest=digest, seconds=1.0, images_per_s=1.0)
+            register_generator.fn(result, load_floors(), run.info.run_id)
+        yield folder
 
 
 @pytest.mark.slow

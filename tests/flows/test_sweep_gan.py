@@ -26,6 +26,7 @@ from gan.training import TrainState, train
 from tasks.search_space import change
 from tasks.sweep import SCORE, open_study
 from tests.deployments.local_stack import wait_for
+from tests.mlflow_store import mlflow_store
 
 # The middle, which is tried first, ends in no numbers; what else is tried with this seed does not.
 SPACE = """
@@ -105,18 +106,16 @@ class Home:
 
     def tracked(self) -> dict[str, Run]:
         """The MLflow runs of the trials by number, and the parent under an empty text."""
-        mlflow.set_tracking_uri(f"sqlite:///{self.folder}/mlflow.db")
-        runs = mlflow.search_runs(experiment_names=["mnist-gan"], output_format="list")
+        with mlflow_store(self.folder):
+            runs = mlflow.search_runs(experiment_names=["mnist-gan"], output_format="list")
         found = {run.data.tags.get("trial", ""): run for run in runs}
         assert len(found) == len(runs), "one run a trial"
         return found
 
 
 @pytest.fixture
-def home(mnist_dir: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Home]:
-    before = mlflow.get_tracking_uri()
-    yield Home(tmp_path, mnist_dir, pytestconfig.rootpath)
-    mlflow.set_tracking_uri(before)
+def home(mnist_dir: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Home:
+    return Home(tmp_path, mnist_dir, pytestconfig.rootpath)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from tasks.journal import CURVES
 from tasks.pictures import epoch_of
 from tasks.tracking import MODEL_NAME, describe, flat_parameters
 from tests.browser import CHROMIUM, SWITCHES
+from tests.mlflow_store import mlflow_store
 from tests.tasks.short_run import train_shortly
 
 HOSTILE = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
@@ -47,22 +48,20 @@ class Store:
 @pytest.fixture(scope="module")
 def store(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     home = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow.db")
-    client = MlflowClient()
-    experiment = client.create_experiment("compare", artifact_location=str(home / "artifacts"))
-    data = load_mnist(mnist_dir, "cpu").train
-    few = Split(images=data.images[:1000], labels=data.labels[:1000])
-    runs = []
-    for config, scores in ((TINY, load_floors()), (TEXTBOOK, None)):
-        folder = tmp_path_factory.mktemp(config.recipe)
-        runs.append(track(client, experiment, config, few, folder, scores))
-    client.create_registered_model(MODEL_NAME)
-    client.create_model_version(MODEL_NAME, str(home / "model"), run_id=runs[0])
-    client.set_registered_model_alias(MODEL_NAME, "champion", "1")
-    bare = client.create_run(experiment).info.run_id
-    yield Store(client=client, experiment=experiment, quick=runs[0], vanilla=runs[1], bare=bare)
-    mlflow.set_tracking_uri(before)
+    with mlflow_store(home, "compare"):
+        client = MlflowClient()
+        experiment = mlflow.set_experiment("compare").experiment_id
+        data = load_mnist(mnist_dir, "cpu").train
+        few = Split(images=data.images[:1000], labels=data.labels[:1000])
+        runs = []
+        for config, scores in ((TINY, load_floors()), (TEXTBOOK, None)):
+            folder = tmp_path_factory.mktemp(config.recipe)
+            runs.append(track(client, experiment, config, few, folder, scores))
+        client.create_registered_model(MODEL_NAME)
+        client.create_model_version(MODEL_NAME, str(home / "model"), run_id=runs[0])
+        client.set_registered_model_alias(MODEL_NAME, "champion", "1")
+        bare = client.create_run(experiment).info.run_id
+        yield Store(client=client, experiment=experiment, quick=runs[0], vanilla=runs[1], bare=bare)
 
 
 def track(

@@ -10,7 +10,6 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-import mlflow
 import pytest
 from filelock import FileLock
 from mlflow import MlflowClient
@@ -330,14 +329,12 @@ ROUNDS = 20
 
 def race(
     version: int,
-    address: str,
     folder: Path,
     start: Barrier,
     both: Barrier,
     results: Queue[Decision],
 ) -> None:
     """What each process does: it finds its version better than anyone's, 20 times over."""
-    mlflow.set_tracking_uri(address)
     for _ in range(ROUNDS):
         start.wait(60)
         compared: list[Path] = []
@@ -363,7 +360,7 @@ def test_of_two_processes_the_later_decides_again_against_the_winner(
     processes = [
         spawn.Process(
             target=race,
-            args=(rival, mlflow.get_tracking_uri(), tmp_path / f"of-{rival}", start, both, results),
+            args=(rival, tmp_path / f"of-{rival}", start, both, results),
         )
         for rival in rivals
     ]

@@ -9,7 +9,6 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 from prefect import flow
@@ -23,6 +22,7 @@ from prefect.testing.utilities import prefect_test_harness
 from tasks.reconciliation import MAX_STARTS, end_left_runs, take_up_crashed_runs
 from tasks.run_folder import lock_of
 from tasks.tracking import EXPERIMENT
+from tests.mlflow_store import mlflow_store, new_run
 
 
 @flow
@@ -38,12 +38,8 @@ def prefect() -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
-    yield
-    mlflow.set_tracking_uri(before)
+    with mlflow_store(tmp_path_factory.mktemp("store"), EXPERIMENT):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +51,8 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def track(flow_run_id: UUID, host: str = socket.gethostname()) -> str:
     """An MLflow run that is left open; its id."""
-    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
-    tags = {
-        "prefect_flow_run_id": str(flow_run_id),
-        "run_folder": str(flow_run_id),
-        "host": host,
-    }
-    return MlflowClient().create_run(experiment.experiment_id, tags=tags).info.run_id
+    name = str(flow_run_id)
+    return new_run(EXPERIMENT, prefect_flow_run_id=name, run_folder=name, host=host)
 
 
 def status(run_id: str) -> str:

@@ -25,10 +25,9 @@ ROUNDS = 20
 
 
 def end_trainings(
-    address: str, bundle: Path, digest: str, scratch: Path, start: Barrier, done: Queue[int]
+    bundle: Path, digest: str, scratch: Path, start: Barrier, done: Queue[int]
 ) -> None:
     """What each process does: the end of a training, over and over."""
-    mlflow.set_tracking_uri(address)
     mlflow.set_experiment("versions")
     trained = TrainedGenerator(bundle=bundle, digest=digest, seconds=1.0, images_per_s=1.0)
     for _ in range(ROUNDS):
@@ -53,7 +52,6 @@ def test_each_has_a_version_of_its_own_and_the_later_is_champion(
         spawn.Process(
             target=end_trainings,
             args=(
-                mlflow.get_tracking_uri(),
                 registry.bundle(which),
                 registry.digests[which - 1],
                 tmp_path / str(which),

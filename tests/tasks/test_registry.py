@@ -32,18 +32,15 @@ from gan.sampling import draw
 from tasks.registry import TAGS_OF_THE_RUN, RegistryError, register_generator
 from tasks.tracking import MODEL_NAME
 from tasks.training import TrainedGenerator
+from tests.mlflow_store import mlflow_store
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An empty MLflow store, set as the tracking URI."""
     folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    mlflow.create_experiment("registry", artifact_location=str(folder / "artifacts"))
-    mlflow.set_experiment("registry")
-    yield folder
-    mlflow.set_tracking_uri(before)
+    with mlflow_store(folder, "registry"):
+        yield folder
 
 
 def trained_in(folder: Path, config: MlpConfig | ConvConfig) -> TrainedGenerator:

@@ -9,17 +9,16 @@ from prefect.exceptions import TerminationSignal
 from gan.data import DATASET_DIGEST
 from gan.recipes import RECIPES, quick, vanilla
 from tasks.data import DatasetRef
-from tasks.tracking import describe, find_run, flat_parameters, git_commit, tracked_run
+from tasks.tracking import EXPERIMENT, describe, find_run, flat_parameters, git_commit, tracked_run
+from tests.mlflow_store import mlflow_store
 
 DATASET = DatasetRef(folder=Path("raw"), digest=DATASET_DIGEST, sources=())
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-    yield
-    mlflow.set_tracking_uri(before)
+    with mlflow_store(tmp_path_factory.mktemp("store"), EXPERIMENT):
+        yield
 
 
 def test_run_ends_as_finished_with_what_it_stands_on(tmp_path: Path) -> None:

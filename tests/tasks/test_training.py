@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import pytest
 import torch
-from mlflow import MlflowClient
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
@@ -23,8 +21,10 @@ from gan.recipes import vanilla
 from gan.training import DivergenceError, Progress, TrainState
 from tasks.data import DatasetRef
 from tasks.progress import describe
+from tasks.tracking import EXPERIMENT
 from tasks.training import MIN_STEPS_TO_COLLAPSE, check_diversity, is_picture_epoch, train_generator
 from tests.gan.test_parallel import find_peers
+from tests.mlflow_store import mlflow_store, new_run
 
 TINY = replace(vanilla(), epochs=1, batch_size=5000)
 
@@ -32,11 +32,8 @@ TINY = replace(vanilla(), epochs=1, batch_size=5000)
 @pytest.fixture(scope="module")
 def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect API for the step's log and page, and an MLflow store."""
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-    with prefect_test_harness():
+    with mlflow_store(tmp_path_factory.mktemp("store"), EXPERIMENT), prefect_test_harness():
         yield
-    mlflow.set_tracking_uri(before)
 
 
 def train_in(
@@ -48,7 +45,7 @@ def train_in(
 ) -> str:
     """Train as the only step of a flow; the digest of the bundle."""
     dataset = DatasetRef(folder=mnist_dir, digest=DATASET_DIGEST, sources=())
-    run_id = MlflowClient().create_run("0").info.run_id
+    run_id = new_run(EXPERIMENT)
 
     @flow
     def only_train() -> str:
@@ -126,10 +123,32 @@ def test_one_that_had_no_time_to_learn_is_not() -> None:
     check_diversity(collapsed_state(MIN_STEPS_TO_COLLAPSE - 1))
 
 
+BOUNDED = {
+    "cpu": """
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
+""",
+    "cuda": "torch.cuda.set_per_process_memory_fraction(0.01)",
+}
+
+
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_is_said_in_a_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+            ],
+        ),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_said_in_a_sentence(device: str) -> None:
     """In a process of its own, whose memory is bounded."""
-    script = """
+    script = f"""
 import resource, torch
 from dataclasses import replace
 from gan.recipes import vanilla
@@ -137,11 +156,10 @@ from gan.training import TrainState, train
 from tasks.training import memory_shortage_explained
 from tests.gan.test_training import noise_data
 config = replace(vanilla(), batch_size=60_000)
-state, data = TrainState(config, torch.device("cpu")), noise_data(60_000)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20,) * 2)
-with memory_shortage_explained(config, "cpu"):
-    next(train(state, data))
+state, data = TrainState(config, torch.device("{device}")), noise_data(60_000)
+{BOUNDED[device]}
+with memory_shortage_explained(config, "{device}"):
+    next(train(state, data.to(state.device)))
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -151,7 +169,7 @@ with memory_shortage_explained(config, "cpu"):
         env=os.environ | {"PYTHONPATH": "."},
     )
     assert (
-        "MemoryShortage: the memory of device cpu does not hold a batch of 60000; "
+        f"MemoryShortage: the memory of device {device} does not hold a batch of 60000; "
         "ask for a smaller batch_size"
     ) in done.stderr
 
