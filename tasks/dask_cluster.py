@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from concurrent.futures import CancelledError
-from contextlib import suppress
 
 import dask
 from dask.typing import Key
@@ -30,7 +30,7 @@ SETTINGS = {
     },
 }
 CONNECT_S, WORKERS_S = 10, 60
-"""How long to wait for the scheduler at an address, and then for its first worker."""
+"""How long to wait for the scheduler at an address, and for its first worker."""
 
 
 def make_runner(
@@ -102,8 +102,8 @@ def run_trials(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> None
 def _run(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> dict[int, str]:
     """Run trials; gives those that could not come to an end, with the reason.
 
-    No more are handed to Dask than it has threads: a trial that only waits on a worker would be
-    blamed for that one's death.
+    No more are handed to Dask than it has threads, or GPUs: a trial that only waits on a worker
+    would be blamed for that one's death.
     """
     waiting, left = deque(numbers), dict[int, str]()
     running: dict[Key, tuple[int, PrefectDaskFuture[None]]] = {}
@@ -139,14 +139,13 @@ def _connect(runner: DaskTaskRunner, sweep: Sweep) -> int:
     Raises:
         SweepError: no scheduler answers, or it has no worker that could take a trial.
     """
+    deadline = time.monotonic() + WORKERS_S
     try:
-        client = runner.client
+        # Workers may have been started together with their scheduler.
+        while not (slots := _count_slots(runner, sweep)) and time.monotonic() < deadline:
+            time.sleep(0.5)
     except (OSError, ValueError) as error:
         raise SweepError(f"Dask's scheduler at {_where(runner)} does not answer: {error}") from None
-    # Workers may have been started together with their scheduler.
-    with suppress(TimeoutError):
-        client.wait_for_workers(1, timeout=WORKERS_S)
-    slots = _count_slots(runner, sweep)
     if not slots:
         what = " with the resource GPU" if _resources(sweep.device) else ""
         raise SweepError(f"the Dask scheduler at {_where(runner)} has no worker{what}")
@@ -155,8 +154,11 @@ def _connect(runner: DaskTaskRunner, sweep: Sweep) -> int:
 
 def _count_slots(runner: DaskTaskRunner, sweep: Sweep) -> int:
     workers = runner.client.scheduler_info(n_workers=-1)["workers"].values()
-    needed = _resources(sweep.device).keys()
-    return sum(worker["nthreads"] for worker in workers if needed <= worker["resources"].keys())
+    needed = _resources(sweep.device)
+    return sum(
+        min([worker["nthreads"], *(int(worker["resources"].get(name, 0)) for name in needed)])
+        for worker in workers
+    )
 
 
 def _where(runner: DaskTaskRunner) -> str:

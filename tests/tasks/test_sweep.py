@@ -1,26 +1,33 @@
 """Proposals, ends and the report of a sweep, on a real study and a real MLflow on SQLite."""
 
+import json
 import random
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
 import mlflow
 import optuna
 import pytest
+from distributed import Scheduler, get_client, get_worker
 from mlflow import MlflowClient
 from optuna import Study
 from optuna.trial import TrialState
 from PIL import Image
+from prefect import task
 from prefect.logging import disable_run_logger
 from prefect.testing.utilities import prefect_test_harness
 
+import tasks.dask_cluster
 from gan.bundle import verify_bundle
 from gan.evaluation.scores import load_floors
 from gan.recipes import vanilla
@@ -44,6 +51,8 @@ from tasks.sweep import (
     run_trial,
 )
 from tasks.sweep_report import make_table, plot_best, weigh, write_page
+from tasks.tracking import EXPERIMENT
+from tests.mlflow_store import mlflow_store, new_run
 
 CONFIG = replace(vanilla(), epochs=2, batch_size=6000)
 SPACE: Space = {
@@ -54,17 +63,22 @@ SPACE: Space = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
-    with disable_run_logger():
+    with mlflow_store(tmp_path_factory.mktemp("store"), EXPERIMENT), disable_run_logger():
         yield
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")
 def _prefect() -> Iterator[None]:
     with prefect_test_harness():
         yield
+
+
+@pytest.fixture
+def free_address(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> str:
+    """Where a scheduler can be started, whose workers find the project."""
+    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture
@@ -77,7 +91,7 @@ def sweep(tmp_path: Path) -> Sweep:
         distributions=build_distributions(SPACE, CONFIG),
         device="cpu",
         threads=1,
-        mlflow_run_id=MlflowClient().create_run("0").info.run_id,
+        mlflow_run_id=new_run(EXPERIMENT),
         tracking_uri=mlflow.get_tracking_uri(),
     )
 
@@ -167,7 +181,7 @@ def test_best_are_those_with_the_lowest_score(sweep: Sweep) -> None:
 def test_trial_that_takes_its_workers_with_it_has_failed(sweep: Sweep) -> None:
     propose_trials.fn(sweep, 2)
     trial = begin_trial(sweep.folder, 0, open_study(sweep.folder))
-    run_id = MlflowClient().create_run("0").info.run_id
+    run_id = new_run(EXPERIMENT)
     trial.set_user_attr("mlflow_run_id", run_id)
     trial.report(3.0, 1)
     record_death(sweep, 0, "4 workers died of it")
@@ -184,7 +198,7 @@ def test_trial_that_takes_its_workers_with_it_has_failed(sweep: Sweep) -> None:
 
 def test_interrupted_sweep_ends_the_runs_of_its_open_trials(sweep: Sweep) -> None:
     propose_trials.fn(sweep, 1)
-    run_id = MlflowClient().create_run("0").info.run_id
+    run_id = new_run(EXPERIMENT)
     trial = begin_trial(sweep.folder, 0, open_study(sweep.folder))
     trial.set_user_attr("mlflow_run_id", run_id)
     end_open_trials(sweep)
@@ -278,18 +292,75 @@ def test_few_trials_tell_nothing_of_importance(sweep: Sweep) -> None:
     assert weigh(open_study(sweep.folder)) == {}
 
 
+@contextmanager
+def dask_running(address: str, *workers: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A real scheduler with a worker for each of these lists of options; gives the scheduler."""
+    start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    dask = [sys.executable, "-m", "dask"]
+    with ExitStack() as processes:
+        scheduler = processes.enter_context(start([*dask, "scheduler", "--host", address]))
+        processes.callback(scheduler.terminate)
+        for options in workers:
+            worker = processes.enter_context(start([*dask, "worker", address, *options]))
+            processes.callback(worker.terminate)
+        yield scheduler
+
+
+def count_open(dask_scheduler: Scheduler) -> int:
+    """What Dask was given to do and has not done."""
+    return sum(each.state not in ("memory", "released") for each in dask_scheduler.tasks.values())
+
+
+@task(name="trial")
+def occupy(sweep: Sweep, number: int) -> None:
+    """Stands in for a training on a GPU that may not be here: takes its time, and notes it."""
+    handed = get_client().run_on_scheduler(count_open)
+    note = {"worker": get_worker().name, "handed": handed, "begin": time.time()}
+    time.sleep(1)
+    note["end"] = time.time()
+    (sweep.folder / f"{number}.json").write_text(json.dumps(note))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_prefect")
+def test_each_gpu_has_one_trial_at_a_time(
+    sweep: Sweep, free_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.dask_cluster, "run_trial", occupy)
+    threads = ["--nthreads", "3"]
+    gpu = [*threads, "--resources", "GPU=1"]
+    runner = make_runner(free_address, "cuda", 1, 3)
+    with dask_running(
+        free_address, [*gpu, "--name", "a"], [*gpu, "--name", "b"], [*threads, "--name", "none"]
+    ):
+        run_trials(replace(sweep, device="cuda"), list(range(6)), runner)
+    notes = [json.loads(path.read_text()) for path in sweep.folder.glob("*.json")]
+    assert len(notes) == 6
+    assert {note["worker"] for note in notes} == {"a", "b"}
+    assert max(note["handed"] for note in notes) == 2, "none waits on a worker that may die"
+    notes.sort(key=lambda note: (note["worker"], note["begin"]))
+    for earlier, later in pairwise(notes):
+        assert earlier["worker"] != later["worker"] or earlier["end"] <= later["begin"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_prefect")
+def test_workers_without_a_gpu_are_no_help(
+    sweep: Sweep, free_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks.dask_cluster, "WORKERS_S", 10)
+    sentence = f"scheduler at {free_address} has no worker with the resource GPU"
+    with dask_running(free_address, []), pytest.raises(SweepError, match=sentence):
+        run_trials(replace(sweep, device="cuda"), [0], make_runner(free_address, "cuda", 1, 3))
+
+
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.usefixtures("_prefect")
 def test_lost_scheduler_is_said_and_its_trial_left_to_be_taken_up(
-    sweep: Sweep, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+    sweep: Sweep, free_address: str, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MNIST_GAN_DATA_DIR", str(mnist_dir.parent))
-    monkeypatch.setenv("PYTHONPATH", str(pytestconfig.rootpath))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    dask = [sys.executable, "-m", "dask"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     propose_trials.fn(sweep, 1)
     long = replace(sweep, config=replace(CONFIG, epochs=1000))
 
@@ -302,14 +373,12 @@ def test_lost_scheduler_is_said_and_its_trial_left_to_be_taken_up(
         scheduler.kill()
 
     with (
-        subprocess.Popen([*dask, "scheduler", "--host", address], **quiet) as scheduler,
-        subprocess.Popen([*dask, "worker", address, "--nthreads", "1"], **quiet) as worker,
+        dask_running(free_address, ["--nthreads", "1"]) as scheduler,
         ThreadPoolExecutor(1) as killer,
     ):
         killer.submit(strike)
-        runner = make_runner(address, "cpu", 1, 3)
-        with pytest.raises(SweepError, match=f"scheduler at {address} went away; .* --resume"):
+        runner = make_runner(free_address, "cpu", 1, 3)
+        with pytest.raises(SweepError, match=f"scheduler at {free_address} went away; .* --resume"):
             run_trials(long, [0], runner)
-        worker.terminate()
     assert open_study(sweep.folder).trials[0].state == TrialState.RUNNING
     assert propose_trials.fn(sweep, 1) == [0]
