@@ -320,12 +320,13 @@ def _load_generator(version: int | str | None, bundle: Path | None) -> Generator
 
     if bundle is not None:
         return load_bundle(bundle)
-    if version is None and _nothing_registered():
+    if version is not None:
+        _check_registry()
+    elif _nothing_registered():
         print("nothing is registered yet: the generator that comes with this package draws")
         return load_bundle(PRETRAINED)
     from tasks.pulling import pull as pull_bundle
 
-    _check_registry()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / BUNDLE_NAME
         return load_bundle(pull_bundle(version or "champion", folder).folder)

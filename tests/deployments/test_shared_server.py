@@ -96,8 +96,8 @@ class SharedServer:
         self.start(name, *command, MNIST_GAN_ROOT=str(ROOT))
 
     def end(self, name: str, signum: signal.Signals) -> None:
-        """A worker turns SIGTERM into SIGINT, and SIGINT is now and then lost in its event loop:
-        as a supervisor would, this asks again, which it answers with SIGKILL."""
+        """Ask a worker to end, and again if it does not, as a supervisor would: Prefect's was seen
+        to go on for minutes after its first SIGTERM, and answers the second with SIGKILL."""
         for seconds in (20, 20):
             self.processes[name].send_signal(signum)
             with suppress(subprocess.TimeoutExpired):

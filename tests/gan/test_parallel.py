@@ -24,12 +24,12 @@ from tests.gan.test_training import noise_data
 
 SHORT = {"epochs": 3, "batch_size": 64, "precision": "float32"}
 CALM = {"learning_rate": 5e-4, "r1_gamma": 0.1, "penalty_interval": 4}
-"""Batch norm sees half a batch in each process, which larger steps would let grow."""
+"""What batch norm of half a batch makes different grows with each step, and more so in large ones:
+with the recipe's own settings to 17% of a loss in these thirty."""
 CONV = ConvConfig(width=4, fine_layers=1, subpixels=4)
 CONFIGS = {
     "mlp": replace(vanilla(), networks=MlpConfig(dropout=0.0), **SHORT),
     "dropout": replace(vanilla(), **SHORT),
-    # Small steps: what a batch norm of half the batch makes different grows with each.
     "conv": replace(quick(), networks=CONV, **CALM, **SHORT),
     "relativistic": replace(quick(), networks=CONV, loss="relativistic", **CALM, **SHORT),
 }
