@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan.config import ConvConfig, MlpConfig
+from gan.exchange import MeanOverProcesses, num_processes
 
 
 class Dropout(nn.Module):
@@ -73,6 +74,33 @@ class MlpDiscriminator(nn.Module):
         return logits.squeeze(1)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm (Ioffe and Szegedy 2015) by the whole batch, where processes share it, too.
+
+    torch has that for CUDA alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of [n, c, h, w]."""
+        num = num_processes()
+        if not self.training or num == 1:
+            return super().forward(x)
+        values = x.float()
+        moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
+        mean, square = MeanOverProcesses.apply(moments)
+        variance = square - mean.square()
+        self._follow(mean.detach(), variance.detach(), num * values[:, 0].numel())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift[:, None, None], values, scale[:, None, None]).to(x.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.momentum is not None
+        self.get_buffer("running_mean").lerp_(mean, self.momentum)
+        self.get_buffer("running_var").lerp_(variance * count / (count - 1), self.momentum)
+        self.get_buffer("num_batches_tracked").add_(1)
+
+
 class Scan(nn.Module):
     """Subpixels [n, k, 28, 28], before their tanh, to pixels [n, 1, 28, 28]: their mean.
 
@@ -101,15 +129,15 @@ class ConvGenerator(nn.Module):
         fine = (
             layer
             for _ in range(config.fine_layers)
-            for layer in (nn.Conv2d(w, w, 3, padding=1, bias=False), nn.BatchNorm2d(w), nn.ReLU())
+            for layer in (nn.Conv2d(w, w, 3, padding=1, bias=False), BatchNorm(w), nn.ReLU())
         )
         self.project = nn.Linear(config.latent_dim + config.num_classes, 4 * w * 7 * 7, bias=False)
         self.layers = nn.Sequential(
-            nn.Unflatten(1, (4 * w, 7, 7)), nn.BatchNorm2d(4 * w), nn.ReLU(),
+            nn.Unflatten(1, (4 * w, 7, 7)), BatchNorm(4 * w), nn.ReLU(),
             nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(2 * w), nn.ReLU(),
+            BatchNorm(2 * w), nn.ReLU(),
             nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(w), nn.ReLU(),
+            BatchNorm(w), nn.ReLU(),
             *fine,
             nn.Conv2d(w, config.subpixels, 3, padding=1),
             nn.Tanh() if config.subpixels == 1 else Scan(),

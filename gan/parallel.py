@@ -26,7 +26,8 @@ from gan.checkpoint import Checkpoints
 from gan.config import ConfigError, TrainConfig
 from gan.data import load_mnist
 from gan.errors import UserError
-from gan.training import DivergenceError, TrainState, require_even_shares, train
+from gan.exchange import require_even_shares
+from gan.training import DivergenceError, TrainState, train
 
 READY = b"ready\n"
 GRACE_S = 1.0

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from gan.config import ConfigError, TrainConfig
 from gan.data import Split
 from gan.errors import UserError
+from gan.exchange import average_over_processes, share_of
 from gan.losses import discriminator_loss, generator_loss, squared_gradients
 from gan.networks import Discriminator, Generator, build_discriminator, build_generator
 
@@ -89,8 +90,7 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
 
     Where torch.distributed has a process group, as under torchrun, each process takes its share of
     every batch, and all end with the same weights. It is the training that one device does with
-    that batch, but for batch norm, which sees a share at a time, and for dropout, whose masks are
-    the same for each share.
+    that batch, but for dropout, whose masks are the same for each share.
 
     Raises:
         ConfigError: the batch is larger than the data, or cannot be shared out evenly; or the
@@ -101,7 +101,7 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
     generator, discriminator = state.generator.train(), state.discriminator.train()
     size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
     _require_enough(data, state)
-    share, steps_per_epoch = _share_of(size), len(data) // size
+    share, steps_per_epoch = share_of(size), len(data) // size
     num_steps = config.epochs * steps_per_epoch
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
     clock = _Clock(state, num_steps, report_every_s)
@@ -197,46 +197,9 @@ def take_step(optimizer: torch.optim.Optimizer, objective: Tensor, lr: float) ->
     optimizer.step()
 
 
-def _share_of(size: int) -> slice:
-    """This process's part of a batch; all of it where there is no other process."""
-    if not _several():
-        return slice(size)
-    num, rank = distributed.get_world_size(), distributed.get_rank()
-    require_even_shares(size, num)
-    return slice(rank * size // num, (rank + 1) * size // num)
-
-
-def require_even_shares(batch_size: int, num: int) -> None:
-    """See that a batch can be shared out to so many devices.
-
-    Raises:
-        ConfigError: the shares would differ.
-    """
-    if batch_size % num:
-        raise ConfigError(f"batch_size must be a multiple of the {num} devices, not {batch_size}")
-
-
-def average_over_processes(tensors: list[Tensor]) -> list[Tensor]:
-    """Replace float tensors by their means over all processes, in one exchange; gives them."""
-    if not tensors or not _several():
-        return tensors
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    distributed.all_reduce(flat)
-    flat /= distributed.get_world_size()
-    parts = flat.split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
-    return tensors
-
-
-def _several() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
 @torch.no_grad()
 def update_average(state: TrainState) -> None:
     """Move the averaged generator towards the current one, batch-norm statistics included."""
-    average_over_processes([b for b in state.generator.buffers() if b.is_floating_point()])
     halflife = state.config.ema_halflife_images
     if halflife == 0:
         return

@@ -95,7 +95,7 @@ def test_fine_layers_and_subpixels_are_all_that_they_change() -> None:
 
     plain = ConvConfig(latent_dim=3, width=2)
     generator, discriminator = ConvGenerator(FINE), ConvDiscriminator(FINE)
-    convolution = ["Conv2d", "BatchNorm2d", "ReLU"]
+    convolution = ["Conv2d", "BatchNorm", "ReLU"]
     assert layers(generator) == [
         *layers(ConvGenerator(plain))[:-2], *convolution * 2, "Conv2d", "Scan"
     ]  # fmt: skip

@@ -23,17 +23,15 @@ from tests.deployments.local_stack import wait_for
 from tests.gan.test_training import noise_data
 
 SHORT = {"epochs": 3, "batch_size": 64, "precision": "float32"}
-CALM = {"learning_rate": 5e-4, "r1_gamma": 0.1, "penalty_interval": 4}
-"""What batch norm of half a batch makes different grows with each step, and more so in large ones:
-with the recipe's own settings to 17% of a loss in these thirty."""
 CONV = ConvConfig(width=4, fine_layers=1, subpixels=4)
 CONFIGS = {
     "mlp": replace(vanilla(), networks=MlpConfig(dropout=0.0), **SHORT),
     "dropout": replace(vanilla(), **SHORT),
-    "conv": replace(quick(), networks=CONV, **CALM, **SHORT),
-    "relativistic": replace(quick(), networks=CONV, loss="relativistic", **CALM, **SHORT),
+    "conv": replace(quick(), networks=CONV, **SHORT),
+    "relativistic": replace(quick(), networks=CONV, loss="relativistic", **SHORT),
 }
-NUM_IMAGES = 640
+NUM_IMAGES = 128
+"""Six steps in all: large steps let the order of sums grow into other courses, each as good."""
 SCRIPT = """
 import sys
 from datetime import timedelta
@@ -103,8 +101,9 @@ def test_all_processes_see_the_same_and_end_with_the_same_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    # The first is the same mathematics: what is left is the order of sums.
-    [("mlp", 1e-4), ("dropout", 0.05), ("conv", 0.05), ("relativistic", 0.05)],
+    # All but dropout is the same mathematics: what is left is the order of sums. A batch norm that
+    # saw half the batch would be 4% away.
+    [("mlp", 1e-4), ("dropout", 0.01), ("conv", 0.005), ("relativistic", 0.005)],
 )
 def test_two_processes_learn_as_one_does_with_the_same_batch(
     name: str, tolerance: float, curves: tuple[dict[str, Any], ...]
@@ -112,6 +111,8 @@ def test_two_processes_learn_as_one_does_with_the_same_batch(
     alone, together, _ = curves
     ours, theirs = (torch.tensor(each[name]["losses"]) for each in (together, alone))
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance / 10)
+    if name != "dropout":
+        assert together[name]["weights"] == pytest.approx(alone[name]["weights"], rel=tolerance)
 
 
 CPU = torch.device("cpu")
