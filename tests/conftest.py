@@ -19,7 +19,8 @@ def _checkout_stays_as_it_is(pytestconfig: pytest.Config) -> Iterator[None]:
     kept = {"data", ".hypothesis", ".pytest_cache"}
     kept |= {path.name for path in pytestconfig.rootpath.iterdir()}
     yield
-    assert {path.name for path in pytestconfig.rootpath.iterdir()} <= kept
+    left = {path.name for path in pytestconfig.rootpath.iterdir()} - kept
+    assert not left, "left in the checkout by a test, or by what ran beside them"
 
 
 @pytest.fixture(scope="session")
