@@ -106,16 +106,16 @@ class Home:
 
     def tracked(self) -> dict[str, Run]:
         """The MLflow runs of the trials by number, and the parent under an empty text."""
-        with mlflow_store(self.folder):
-            runs = mlflow.search_runs(experiment_names=["mnist-gan"], output_format="list")
+        runs = mlflow.search_runs(experiment_names=["mnist-gan"], output_format="list")
         found = {run.data.tags.get("trial", ""): run for run in runs}
         assert len(found) == len(runs), "one run a trial"
         return found
 
 
 @pytest.fixture
-def home(mnist_dir: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Home:
-    return Home(tmp_path, mnist_dir, pytestconfig.rootpath)
+def home(mnist_dir: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Iterator[Home]:
+    with mlflow_store(tmp_path):
+        yield Home(tmp_path, mnist_dir, pytestconfig.rootpath)
 
 
 @pytest.mark.slow

@@ -296,12 +296,12 @@ def test_few_trials_tell_nothing_of_importance(sweep: Sweep) -> None:
 def dask_running(address: str, *workers: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A real scheduler with a worker for each of these lists of options; gives the scheduler."""
     start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    dask = [sys.executable, "-m", "dask"]
+    dask, quiet = [sys.executable, "-m", "dask"], "--no-dashboard"
     with ExitStack() as processes:
-        scheduler = processes.enter_context(start([*dask, "scheduler", "--host", address]))
+        scheduler = processes.enter_context(start([*dask, "scheduler", "--host", address, quiet]))
         processes.callback(scheduler.terminate)
         for options in workers:
-            worker = processes.enter_context(start([*dask, "worker", address, *options]))
+            worker = processes.enter_context(start([*dask, "worker", address, quiet, *options]))
             processes.callback(worker.terminate)
         yield scheduler
 
