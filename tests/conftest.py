@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def _checkout_stays_as_it_is(pytestconfig: pytest.Config) -> Iterator[None]:
-    """No test leaves a file in the checkout, or takes the user's own runs for its own."""
+    """No test leaves anything new in the checkout, such as an MLflow store."""
     kept = {"data", ".hypothesis", ".pytest_cache"}
     kept |= {path.name for path in pytestconfig.rootpath.iterdir()}
     yield

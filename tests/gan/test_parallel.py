@@ -27,11 +27,14 @@ CONV = ConvConfig(width=4, fine_layers=1, subpixels=4)
 CONFIGS = {
     "mlp": replace(vanilla(), networks=MlpConfig(dropout=0.0), **SHORT),
     "dropout": replace(vanilla(), **SHORT),
-    "conv": replace(quick(), networks=CONV, **SHORT),
-    "relativistic": replace(quick(), networks=CONV, loss="relativistic", **SHORT),
+    "conv": replace(quick(), networks=CONV, learning_rate=5e-4, **SHORT),
+    "relativistic": replace(
+        quick(), networks=CONV, learning_rate=5e-4, loss="relativistic", **SHORT
+    ),
+    "six large steps": replace(quick(), networks=CONV, **SHORT),
 }
-NUM_IMAGES = 128
-"""Six steps in all: large steps let the order of sums grow into other courses, each as good."""
+NUM_IMAGES = dict.fromkeys(CONFIGS, 640) | {"six large steps": 128}
+"""Thirty steps; in as many large ones the order of sums grows into another course."""
 SCRIPT = """
 import sys
 from datetime import timedelta
@@ -42,7 +45,7 @@ from tests.gan.test_parallel import CONFIGS, follow, replace
 distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
 follow(f"{sys.argv[1]}/{distributed.get_rank()}.json")
 try:
-    follow("/dev/null", {"odd": replace(CONFIGS["mlp"], batch_size=63)})
+    follow("/dev/null", {"mlp": replace(CONFIGS["mlp"], batch_size=63)})
 except ConfigError as error:
     print(error)
 distributed.destroy_process_group()
@@ -54,7 +57,7 @@ def follow(path: str, configs: dict[str, Any] = CONFIGS) -> None:
     done = {}
     for name, config in configs.items():
         state = TrainState(config, torch.device("cpu"))
-        for _ in train(state, noise_data(NUM_IMAGES)):
+        for _ in train(state, noise_data(NUM_IMAGES[name])):
             pass
         weights = [value.double() for value in state.sampler.state_dict().values()]
         done[name] = {
@@ -101,9 +104,15 @@ def test_all_processes_see_the_same_and_end_with_the_same_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    # All but dropout is the same mathematics: what is left is the order of sums. A batch norm that
-    # saw half the batch would be 4% away.
-    [("mlp", 1e-4), ("dropout", 0.01), ("conv", 0.005), ("relativistic", 0.005)],
+    # All but dropout is the same mathematics: what is left is the order of sums. With a batch norm
+    # that saw half the batch the last would be 4% away.
+    [
+        ("mlp", 1e-4),
+        ("dropout", 0.05),
+        ("conv", 0.05),
+        ("relativistic", 0.05),
+        ("six large steps", 0.005),
+    ],
 )
 def test_two_processes_learn_as_one_does_with_the_same_batch(
     name: str, tolerance: float, curves: tuple[dict[str, Any], ...]
