@@ -25,6 +25,7 @@ from gan.bundle import WEIGHTS, save_bundle
 from gan.data import load_mnist
 from gan.recipes import configure
 from gan.training import TrainState, train
+from tasks.tracking import EXPERIMENT
 from tests.deployments.local_stack import free_ports, wait_for
 from tests.long import takes_minutes
 
@@ -69,6 +70,8 @@ class SharedServer:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.api = SyncPrefectClient(api=self.url)
         self.mlflow = MlflowClient(self.variables["MLFLOW_TRACKING_URI"])
+        # Workers start in the checkout, where MLflow would otherwise put the runs' files.
+        self.mlflow.create_experiment(EXPERIMENT, artifact_location=str(home / "artifacts"))
 
     def start(self, name: str, *words: str, **variables: str) -> None:
         with (self.home / f"{name}.log").open("ab") as log:
