@@ -1,9 +1,19 @@
-"""What only `make chaos` has the time for."""
+"""What takes minutes, everywhere or on a slow machine."""
 
 import os
 
 import pytest
+import torch
 
-takes_minutes = pytest.mark.skipif(
-    not os.environ.get("CHAOS_RUNS"), reason="waits for minutes: make chaos"
+from gan.recipes import vanilla
+from gan.training import uses_bfloat16
+
+_in_a_hurry = not os.environ.get("CHAOS_RUNS")
+
+takes_minutes = pytest.mark.skipif(_in_a_hurry, reason="waits for minutes: make chaos")
+
+takes_minutes_in_float32 = pytest.mark.skipif(
+    _in_a_hurry and not uses_bfloat16(vanilla(), torch.device("cpu")),
+    reason="trains for minutes on a processor without bfloat16 products: make chaos",
 )
+"""Also marked `chaos`, so that `make chaos` has it everywhere."""

@@ -87,6 +87,8 @@ class LocalStack:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # A shell that started the tests in the background has it ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
         return self
 

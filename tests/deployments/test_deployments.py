@@ -253,7 +253,7 @@ def test_sweep_reads_its_space_beside_the_worker_and_its_trials_belong_to_it(
     """A single trial: the middle of the project's own space, with other networks."""
     given = {"recipe": "vanilla", "trials": 1, "epochs": 1, "num_samples": 200, "promote": "never"}
     run_id = stack.run_deployment("sweep-gan/default", given | {"space": "sweep.yaml"})
-    assert stack.final_state(run_id, seconds=240).is_completed()
+    assert stack.final_state(run_id, seconds=600).is_completed()
     (parent,) = [run for run in stack.tracked(run_id) if "best_trial" in run.data.tags]
     (trial,) = [run for run in stack.tracked(run_id) if "trial" in run.data.tags]
     assert trial.data.tags["mlflow.parentRunId"] == parent.info.run_id

@@ -27,12 +27,14 @@ from gan.recipes import configure
 from gan.training import TrainState, train
 from tasks.tracking import EXPERIMENT
 from tests.deployments.local_stack import free_ports, wait_for
-from tests.long import takes_minutes
+from tests.long import takes_minutes, takes_minutes_in_float32
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 PARAMETERS = {"recipe": "vanilla", "epochs": 8, "batch_size": 1000, "num_samples": 200}
 SEED = 1
+ENOUGH_S = 900
+"""For a whole training that was disturbed, on a slow machine."""
 PROGRAMS = Path(sys.executable).parent
 
 
@@ -222,6 +224,7 @@ def check_result(shared: SharedServer, run: FlowRun, undisturbed: bytes) -> None
     assert (folder / "bundle" / WEIGHTS).read_bytes() == undisturbed
 
 
+@takes_minutes_in_float32
 def test_server_that_restarts_in_mid_run_costs_nothing(
     shared: SharedServer, undisturbed: bytes
 ) -> None:
@@ -230,13 +233,17 @@ def test_server_that_restarts_in_mid_run_costs_nothing(
     shared.end("server", signal.SIGTERM)
     time.sleep(5)
     shared.start_server()
-    finished = shared.result(run, seconds=300)
+    finished = shared.result(run, seconds=ENOUGH_S)
     check_result(shared, finished, undisturbed)
     assert finished.run_count == 1
 
 
 @pytest.mark.parametrize(
-    "signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=takes_minutes)]
+    "signum",
+    [
+        pytest.param(signal.SIGKILL, marks=takes_minutes_in_float32),
+        pytest.param(signal.SIGTERM, marks=takes_minutes),
+    ],
 )
 def test_run_goes_on_from_its_checkpoint_when_the_worker_is_back(
     shared: SharedServer, undisturbed: bytes, signum: signal.Signals
@@ -247,7 +254,7 @@ def test_run_goes_on_from_its_checkpoint_when_the_worker_is_back(
     shared.end("worker", signum)
     time.sleep(2)
     shared.start_worker()
-    finished = shared.result(run, seconds=300)
+    finished = shared.result(run, seconds=ENOUGH_S)
     check_result(shared, finished, undisturbed)
     assert finished.run_count == 2
     assert "Crashed" in shared.states(run)
@@ -261,7 +268,7 @@ def test_cancelled_run_goes_on_when_it_is_retried(shared: SharedServer, undistur
     # The worker has the last word on a run that it ended.
     wait_for(lambda: shared.states(run).count("Cancelled") == 2 or None, seconds=60, what="its end")
     shared.command("prefect", "flow-run", "retry", str(run))
-    finished = shared.result(run, seconds=300)
+    finished = shared.result(run, seconds=ENOUGH_S)
     check_result(shared, finished, undisturbed)
     assert finished.run_count == 2
 
@@ -276,7 +283,7 @@ def test_crashed_run_that_is_retried_at_once_ends_well_whatever_the_worker_says(
     shared.process_of(run).kill()
     wait_for(lambda: "Crashed" in shared.states(run) or None, seconds=60, what="its crash")
     shared.command("prefect", "flow-run", "retry", str(run))
-    check_result(shared, shared.result(run, seconds=300), undisturbed)
+    check_result(shared, shared.result(run, seconds=ENOUGH_S), undisturbed)
 
 
 @takes_minutes
@@ -285,14 +292,14 @@ def test_failed_run_goes_on_when_it_is_retried(shared: SharedServer, undisturbed
     shared.wait_for_checkpoint(run)
     in_the_way = shared.home / "runs" / str(run) / "bundle"
     in_the_way.touch()
-    failed = shared.result(run, seconds=300)
+    failed = shared.result(run, seconds=ENOUGH_S)
     assert failed.state_name == "Failed", failed.state
     in_the_way.unlink()
     shared.command("prefect", "flow-run", "retry", str(run))
     wait_for(
         lambda: shared.api.read_flow_run(run).run_count > 1 or None, seconds=60, what="its retry"
     )
-    finished = shared.result(run, seconds=300)
+    finished = shared.result(run, seconds=ENOUGH_S)
     check_result(shared, finished, undisturbed)
     assert finished.run_count == 2
 
@@ -320,7 +327,7 @@ def test_workers_of_one_pool_share_the_runs(two_workers: SharedServer, undisturb
         two_workers.wait_for_checkpoint(run)
     assert {two_workers.worker_of(run) for run in runs} == {"one", "two"}
     for run in runs:
-        finished = two_workers.result(run, seconds=300)
+        finished = two_workers.result(run, seconds=ENOUGH_S)
         check_result(two_workers, finished, undisturbed)
         assert finished.run_count == 1
 

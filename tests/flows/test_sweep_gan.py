@@ -26,6 +26,7 @@ from gan.training import TrainState, train
 from tasks.search_space import change
 from tasks.sweep import SCORE, open_study
 from tests.deployments.local_stack import wait_for
+from tests.long import takes_minutes_in_float32
 from tests.mlflow_store import mlflow_store
 
 # The middle, which is tried first, ends in no numbers; what else is tried with this seed does not.
@@ -120,6 +121,7 @@ def home(mnist_dir: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Iterat
 
 @pytest.mark.slow
 @pytest.mark.chaos
+@takes_minutes_in_float32
 def test_no_trial_is_lost_or_done_twice_whoever_dies(home: Home, mnist_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
