@@ -34,9 +34,9 @@ from gan.config import ConfigError, ConvConfig, MlpConfig
 from gan.errors import UserError
 from gan.networks import Generator, build_generator
 
-SCHEMA_VERSION = 2
-LATER_SIZES = {"fine_layers", "subpixels"}
-"""Sizes that schema 1, which is still read, does not have; they are at their defaults there."""
+SCHEMA_VERSION = 3
+SINCE = {"fine_layers": 2, "subpixels": 2, "side": 3}
+"""The first schema that has a size. Older ones, which are still read, mean its default."""
 WEIGHTS, CONFIG, MANIFEST = "generator.safetensors", "config.json", "manifest.json"
 CARD, SAMPLES, ONNX = "model_card.md", "samples.png", "generator.onnx"
 SIGNATURE = "model.sig"
@@ -206,8 +206,8 @@ def _build(files: Mapping[str, bytes], folder: Path) -> Generator:
 def _parse_config(payload: bytes) -> MlpConfig | ConvConfig:
     config = _parse_json(payload, CONFIG)
     schema = config.get("schema_version")
-    if type(schema) is not int or schema not in (1, SCHEMA_VERSION):
-        raise BundleError(f"{CONFIG} has schema {schema!r}; this code reads 1 and {SCHEMA_VERSION}")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
+        raise BundleError(f"{CONFIG} has schema {schema!r}; this code reads 1 to {SCHEMA_VERSION}")
     networks = config.get("networks")
     kind = ARCHITECTURES.get(str(config.get("architecture")))
     if kind is None or not isinstance(networks, dict):
@@ -231,7 +231,7 @@ def name_architecture(config: MlpConfig | ConvConfig) -> str:
 
 
 def _sizes(kind: type[MlpConfig] | type[ConvConfig], schema: int) -> set[str]:
-    return {field.name for field in fields(kind)} - (LATER_SIZES if schema == 1 else set())
+    return {field.name for field in fields(kind) if SINCE.get(field.name, 1) <= schema}
 
 
 def _describe(config: MlpConfig | ConvConfig, schema: int = SCHEMA_VERSION) -> dict[str, Any]:

@@ -50,6 +50,9 @@ class ConvConfig:
     subpixels: int = 1
     """Dots of ink whose mean is a pixel that the generator draws: MNIST's grey comes from black and
     white scans that were scaled down."""
+    side: int = 28
+    """Side of the square that the generator draws in. Below 28 its drawing is laid on the sheet by
+    its centre of mass, as MNIST's were, which fill a box of 20."""
     num_classes: int = 10
     """Digits that can be asked for."""
 
@@ -59,6 +62,7 @@ class ConvConfig:
         _require(1 <= self.width <= 128, "width must be 1 to 128", self.width)
         _require(0 <= self.fine_layers <= 4, "fine_layers must be 0 to 4", self.fine_layers)
         _require(1 <= self.subpixels <= 64, "subpixels must be 1 to 64", self.subpixels)
+        _require(self.side in range(4, 29, 4), "side must be a multiple of 4, 4 to 28", self.side)
         _require(self.num_classes == 10, "num_classes must be 10", self.num_classes)
 
 

@@ -119,21 +119,46 @@ class Scan(nn.Module):
         return ink + (scanned - ink).detach()
 
 
+class Centring(nn.Module):
+    """Drawings [n, 1, side, side] to sheets [n, 1, 28, 28]: the centre of mass into the middle.
+
+    So were MNIST's digits laid, in whole pixels, after they had been scaled to a box of 20 (LeCun
+    et al. 1998, section III.A). The place, a whole number, has no gradient.
+    """
+
+    def forward(self, drawings: Tensor) -> Tensor:
+        """Lay each drawing, all of it, on paper."""
+        side = drawings.shape[-1]
+        ink = drawings.detach().float().clamp(-1, 1) + 1
+        mass = ink.sum((2, 3)).clamp_min(1e-3)
+        places = torch.arange(side, device=ink.device)
+        lines = torch.arange(28, device=ink.device)
+        sheets = F.pad(drawings, (0, 28 - side, 0, 28 - side), value=-1.0)
+        for along, across in ((2, 3), (3, 2)):
+            centre = (ink.sum(across) * places).sum(2) / mass  # [n, 1]
+            offset = (14 - centre).round().clamp(0, 28 - side).long()
+            moved = ((lines - offset) % 28)[:, None].unsqueeze(across)
+            sheets = sheets.gather(along, moved.expand_as(sheets))
+        return sheets
+
+
 class ConvGenerator(nn.Module):
-    """Noise and digit -> 7x7 -> 14x14 -> 28x28, after DCGAN (Radford et al. 2015)."""
+    """Noise and digit, three sizes up to the drawing's, after DCGAN (Radford et al. 2015)."""
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
-        w = config.width
+        w, quarter = config.width, config.side // 4
         self.config = config
         fine = (
             layer
             for _ in range(config.fine_layers)
             for layer in (nn.Conv2d(w, w, 3, padding=1, bias=False), BatchNorm(w), nn.ReLU())
         )
-        self.project = nn.Linear(config.latent_dim + config.num_classes, 4 * w * 7 * 7, bias=False)
+        self.project = nn.Linear(
+            config.latent_dim + config.num_classes, 4 * w * quarter**2, bias=False
+        )
         self.layers = nn.Sequential(
-            nn.Unflatten(1, (4 * w, 7, 7)), BatchNorm(4 * w), nn.ReLU(),
+            nn.Unflatten(1, (4 * w, quarter, quarter)), BatchNorm(4 * w), nn.ReLU(),
             nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),
             BatchNorm(2 * w), nn.ReLU(),
             nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1, bias=False),
@@ -141,6 +166,7 @@ class ConvGenerator(nn.Module):
             *fine,
             nn.Conv2d(w, config.subpixels, 3, padding=1),
             nn.Tanh() if config.subpixels == 1 else Scan(),
+            *([Centring()] if config.side < 28 else []),
         )  # fmt: skip
 
     def forward(self, noise: Tensor, digits: Tensor | None = None) -> Tensor:

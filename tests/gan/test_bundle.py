@@ -19,12 +19,12 @@ from torch import Tensor
 from gan.bundle import (
     CARD,
     CONFIG,
-    LATER_SIZES,
     MANIFEST,
     MAX_BYTES,
     ONNX,
     SAMPLES,
     SIGNATURE,
+    SINCE,
     WEIGHTS,
     BundleError,
     bundle_digest,
@@ -43,13 +43,14 @@ ATTACHMENTS = {CARD: b"# A card\n", SAMPLES: b"\x89PNG", ONNX: b"\x08\x0a"}
 FILES = (WEIGHTS, CONFIG, *ATTACHMENTS, MANIFEST)
 CONFIG_OF: dict[MlpConfig | ConvConfig, dict[str, Any]] = {
     SMALL: {
-        "schema_version": 2,
+        "schema_version": 3,
         "architecture": "conv",
         "networks": {
             "latent_dim": 2,
             "width": 1,
             "fine_layers": 0,
             "subpixels": 1,
+            "side": 28,
             "num_classes": 10,
         },
         "num_classes": 10,
@@ -57,7 +58,7 @@ CONFIG_OF: dict[MlpConfig | ConvConfig, dict[str, Any]] = {
         "value_range": [0, 255],
     },
     MlpConfig(latent_dim=2): {
-        "schema_version": 2,
+        "schema_version": 3,
         "architecture": "mlp",
         "networks": {"latent_dim": 2, "dropout": 0.3},
         "num_classes": 0,
@@ -449,7 +450,7 @@ ABSURD = [10**9, 10**12, 10**300, -1, 0, 1.5, 1.0, "16", "", True, False, None, 
     ("size", "value"),
     [
         (size, value)
-        for size in ("width", "latent_dim", "fine_layers", "subpixels", "num_classes")
+        for size in ("width", "latent_dim", "fine_layers", "subpixels", "side", "num_classes")
         for value in (*ABSURD, float("nan"), float("inf"))
         if (size, value) != ("fine_layers", 0)
     ],
@@ -466,10 +467,12 @@ def test_absurd_sizes_are_refused_before_any_memory_is_taken(
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"schema_version": 3}, "has schema 3; this code reads 1 and 2"),
-        ({"schema_version": True}, "has schema True; this code reads 1 and 2"),
-        ({"schema_version": None}, "has schema None; this code reads 1 and 2"),
+        ({"schema_version": 4}, "has schema 4; this code reads 1 to 3"),
+        ({"schema_version": True}, "has schema True; this code reads 1 to 3"),
+        ({"schema_version": None}, "has schema None; this code reads 1 to 3"),
+        ({"schema_version": 0}, "has schema 0; this code reads 1 to 3"),
         ({"schema_version": 1}, "does not give the sizes"),
+        ({"schema_version": 2}, "does not give the sizes"),
         ({"architecture": "diffusion"}, "names no known architecture; known: mlp, conv"),
         ({"architecture": ["conv"]}, "names no known architecture"),
         ({"architecture": "mlp"}, "does not give the sizes of its architecture"),
@@ -489,16 +492,17 @@ def test_a_config_that_this_code_does_not_know_is_refused(
     assert_refused(bundle, match)
 
 
+@pytest.mark.parametrize("schema", [1, 2])
 @pytest.mark.parametrize("config", CONFIG_OF, ids=lambda config: type(config).__name__)
-def test_a_bundle_of_the_first_schema_draws_what_it_drew(
-    config: MlpConfig | ConvConfig, tmp_path: Path
+def test_a_bundle_of_an_older_schema_draws_what_it_drew(
+    config: MlpConfig | ConvConfig, schema: int, tmp_path: Path
 ) -> None:
     generator = make(config)
     save_bundle(generator, tmp_path / "bundle")
     content = CONFIG_OF[config]
-    sizes = {k: v for k, v in content["networks"].items() if k not in LATER_SIZES}
-    first = content | {"schema_version": 1, "networks": sizes}
-    forge(tmp_path / "bundle", config=to_json(first))
+    sizes = {k: v for k, v in content["networks"].items() if SINCE.get(k, 1) <= schema}
+    older = content | {"schema_version": schema, "networks": sizes}
+    forge(tmp_path / "bundle", config=to_json(older))
     loaded = load_bundle(tmp_path / "bundle")
     assert loaded.config == config
     assert torch.equal(draw(loaded, [-1], num=9, seed=0), draw(generator, [-1], num=9, seed=0))

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gan.config import ConvConfig, MlpConfig
+from gan.data import load_mnist
 from gan.networks import (
+    Centring,
     ConvDiscriminator,
     ConvGenerator,
     Dropout,
@@ -17,7 +21,8 @@ from gan.networks import (
 )
 
 FINE = ConvConfig(latent_dim=3, width=2, fine_layers=2, subpixels=4)
-PAIRS = [MlpConfig(), ConvConfig(), ConvConfig(latent_dim=3, width=1), FINE]
+LAID = ConvConfig(latent_dim=3, width=2, side=20)
+PAIRS = [MlpConfig(), ConvConfig(), ConvConfig(latent_dim=3, width=1), FINE, LAID]
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -107,6 +112,50 @@ def test_fine_layers_and_subpixels_are_all_that_they_change() -> None:
         if isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.out_channels < 8
     ]
     assert full_size == [(2, 2), (2, 2), (2, 4), (1, 2), (2, 2)]
+
+
+def boxed(image: Tensor) -> Tensor:
+    """What is inked of an image [28, 28], in the middle of a box [1, 20, 20]."""
+    top, bottom = (inked := (image > -1).any(1).nonzero())[0], inked[-1] + 1
+    left, right = (inked := (image > -1).any(0).nonzero())[0], inked[-1] + 1
+    ink = image[top:bottom, left:right]
+    height, width = ink.shape
+    box = torch.full((1, 20, 20), -1.0)
+    down, aside = (20 - height) // 2, (20 - width) // 2
+    box[0, down : down + height, aside : aside + width] = ink
+    return box
+
+
+def test_centring_puts_real_digits_where_they_were(mnist_dir: Path) -> None:
+    pixels = load_mnist(mnist_dir, "cpu").test.images[:1000]
+    images = pixels.float() / 127.5 - 1
+    laid = Centring()(torch.stack([boxed(image) for image in images])).squeeze(1)
+    # The mean of a few lies on the border between two pixels.
+    assert (laid == images).flatten(1).all(1).float().mean() > 0.99
+
+
+@given(data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_centring_moves_all_ink_and_nothing_else(data: st.DataObject) -> None:
+    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    side = data.draw(st.sampled_from([4, 12, 20, 24]))
+    ink = torch.rand(3, 1, side, side, generator=rng) ** data.draw(st.sampled_from([1, 9, 99]))
+    drawings = (2 * ink - 1).requires_grad_()
+    sheets = Centring()(drawings)
+    assert sheets.shape == (3, 1, 28, 28)
+    torch.testing.assert_close((sheets + 1).sum((1, 2, 3)), (drawings + 1).sum((1, 2, 3)))
+    # Each pixel of a drawing is one of its sheet.
+    weights = torch.rand(sheets.shape, generator=rng)
+    (gradient,) = torch.autograd.grad((weights * sheets).sum(), drawings)
+    torch.testing.assert_close(
+        (gradient * (drawings + 1)).sum((1, 2, 3)), (weights * (sheets + 1)).sum((1, 2, 3))
+    )
+
+
+def test_empty_paper_is_laid_too() -> None:
+    assert torch.equal(
+        Centring()(torch.full((2, 1, 20, 20), -1.0)), torch.full((2, 1, 28, 28), -1.0)
+    )
 
 
 def test_scan_draws_what_scans_are_made_of() -> None:
