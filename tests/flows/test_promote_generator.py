@@ -17,6 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from flows.command_line import PATIENCE_S
 from gan import quick
 from gan.bundle import save_bundle
 from gan.config import ConvConfig
@@ -97,6 +98,7 @@ def test_better_one_is_promoted_and_an_equal_and_a_worse_one_are_not(
             "PYTHONPATH": str(pytestconfig.rootpath),
             "MNIST_GAN_DATA_DIR": str(mnist_dir.parent),
             "PREFECT_HOME": str(folder / ".prefect"),
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(PATIENCE_S),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -19,6 +19,7 @@ from prefect.logging import disable_run_logger
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.command_line import PATIENCE_S
 from tasks.reconciliation import MAX_STARTS, end_left_runs, take_up_crashed_runs
 from tasks.run_folder import lock_of
 from tasks.tracking import EXPERIMENT
@@ -32,7 +33,11 @@ def nothing() -> None:
 
 @pytest.fixture(scope="module")
 def prefect() -> Iterator[SyncPrefectClient]:
-    with prefect_test_harness(), get_client(sync_client=True) as client, disable_run_logger():
+    with (
+        prefect_test_harness(server_startup_timeout=PATIENCE_S),
+        get_client(sync_client=True) as client,
+        disable_run_logger(),
+    ):
         yield client
 
 

@@ -28,6 +28,7 @@ from prefect.logging import disable_run_logger
 from prefect.testing.utilities import prefect_test_harness
 
 import tasks.dask_cluster
+from flows.command_line import PATIENCE_S
 from gan.bundle import verify_bundle
 from gan.evaluation.scores import load_floors
 from gan.recipes import vanilla
@@ -69,7 +70,7 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def _prefect() -> Iterator[None]:
-    with prefect_test_harness():
+    with prefect_test_harness(server_startup_timeout=PATIENCE_S):
         yield
 
 

@@ -13,6 +13,7 @@ import torch
 from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.command_line import PATIENCE_S
 from gan.checkpoint import Checkpoints
 from gan.config import MlpConfig, TrainConfig
 from gan.data import DATASET_DIGEST
@@ -33,7 +34,10 @@ TINY = replace(vanilla(), epochs=1, batch_size=5000)
 @pytest.fixture(scope="module")
 def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect API for the step's log and page, and an MLflow store."""
-    with mlflow_store(tmp_path_factory.mktemp("store"), EXPERIMENT), prefect_test_harness():
+    with (
+        mlflow_store(tmp_path_factory.mktemp("store"), EXPERIMENT),
+        prefect_test_harness(server_startup_timeout=PATIENCE_S),
+    ):
         yield
 
 
