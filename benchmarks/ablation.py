@@ -46,7 +46,7 @@ def variants() -> dict[str, TrainConfig]:
     assert isinstance(whole.networks, ConvConfig)
     return {
         "`quick`": whole,
-        "drawn in a box of 20": replace(whole, networks=replace(whole.networks, side=20)),
+        "drawn at full size": replace(whole, networks=replace(whole.networks, side=28)),
         "a pixel is one value": replace(whole, networks=replace(whole.networks, subpixels=1)),
         "no fine layers": replace(whole, networks=replace(whole.networks, fine_layers=0)),
         "half the batch and step size": replace(
