@@ -27,7 +27,7 @@ from torchvision import transforms
 from benchmarks.measuring import launch
 from gan.bundle import save_bundle
 from gan.config import MlpConfig, TrainConfig
-from gan.data import Split, load_mnist
+from gan.data import Split, cut_out, load_mnist
 from gan.losses import discriminator_loss, generator_loss, squared_gradients
 from gan.networks import Dropout, Generator, build_discriminator, build_generator
 from gan.recipes import RECIPES, configure
@@ -41,18 +41,19 @@ Batches = DataLoader[tuple[Tensor, int]]
 class PilImages(Dataset[tuple[Tensor, int]]):
     """MNIST as torchvision hands it out: a PIL image at a time, made a tensor in [-1, 1]."""
 
-    def __init__(self, data: Split) -> None:
-        self.data = data
+    def __init__(self, data: Split, side: int) -> None:
+        self.images = cut_out(data.images, side)
+        self.labels = data.labels
         self.transform = transforms.Compose(
             [transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))]
         )
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = Image.fromarray(self.data.images[index].numpy())
-        return self.transform(image), int(self.data.labels[index])
+        image = Image.fromarray(self.images[index].numpy())
+        return self.transform(image), int(self.labels[index])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,8 @@ def with_plain_dropout(discriminator: nn.Module) -> nn.Sequential:
 
 def load(data: Split, config: TrainConfig) -> Batches:
     """Shuffled batches of data that lies on the CPU."""
-    return DataLoader(PilImages(data), batch_size=config.batch_size, shuffle=True, drop_last=True)
+    images = PilImages(data, config.networks.side)
+    return DataLoader(images, batch_size=config.batch_size, shuffle=True, drop_last=True)
 
 
 def noise(num: int, config: TrainConfig, device: torch.device) -> Tensor:

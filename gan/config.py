@@ -31,6 +31,11 @@ class MlpConfig:
         """0: the pair is unconditional."""
         return 0
 
+    @property
+    def side(self) -> int:
+        """28: the pair plays with whole images."""
+        return 28
+
     def __post_init__(self) -> None:
         _require_types(self)
         _require(1 <= self.latent_dim <= 512, "latent_dim must be 1 to 512", self.latent_dim)
@@ -51,8 +56,8 @@ class ConvConfig:
     """Dots of ink whose mean is a pixel that the generator draws: MNIST's grey comes from black and
     white scans that were scaled down."""
     side: int = 28
-    """Side of the square that the generator draws in. Below 28 its drawing is laid on the sheet by
-    its centre of mass, as MNIST's were, which fill a box of 20."""
+    """Side of the square that the pair plays with. Below 28 real images are cut to it, and drawings
+    are laid on the sheet by their centre of mass, as MNIST's were, which fill a box of 20."""
     num_classes: int = 10
     """Digits that can be asked for."""
 

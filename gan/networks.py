@@ -2,6 +2,8 @@
 
 Images are float [n, 1, 28, 28] in [-1, 1]; noise is float [n, latent_dim]; digits are
 int64 [n], or None for the unconditional pair. Scores are logits [n]: above 0 means "real".
+A convolutional pair whose `side` is below 28 plays with [n, 1, side, side], as `gan.data.cut_out`
+cuts real images; outside of training its drawings are laid on sheets of 28.
 """
 
 from __future__ import annotations
@@ -123,13 +125,16 @@ class Centring(nn.Module):
     """Drawings [n, 1, side, side] to sheets [n, 1, 28, 28]: the centre of mass into the middle.
 
     So were MNIST's digits laid, in whole pixels, after they had been scaled to a box of 20 (LeCun
-    et al. 1998, section III.A). The place, a whole number, has no gradient.
+    et al. 1998, section III.A). In training they stay in their box, where the discriminator sees
+    real ones, too: what follows from the rule alone need not be learned.
     """
 
     def forward(self, drawings: Tensor) -> Tensor:
         """Lay each drawing, all of it, on paper."""
+        if self.training:
+            return drawings
         side = drawings.shape[-1]
-        ink = drawings.detach().float().clamp(-1, 1) + 1
+        ink = drawings + 1
         mass = ink.sum((2, 3)).clamp_min(1e-3)
         places = torch.arange(side, device=ink.device)
         lines = torch.arange(28, device=ink.device)
@@ -194,7 +199,7 @@ class ConvDiscriminator(nn.Module):
             nn.Conv2d(seen[-1], 2 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1), nn.LeakyReLU(0.2),
             nn.Conv2d(4 * w, 8 * w, 3, padding=1), nn.LeakyReLU(0.2),
-            nn.Conv2d(8 * w, 4 * w, 7), nn.LeakyReLU(0.2), nn.Flatten(),
+            nn.Conv2d(8 * w, 4 * w, config.side // 4), nn.LeakyReLU(0.2), nn.Flatten(),
         )  # fmt: skip
         self.score = nn.Linear(4 * w, 1)
         self.digit = nn.Embedding(config.num_classes, 4 * w)
@@ -202,7 +207,8 @@ class ConvDiscriminator(nn.Module):
     def forward(self, images: Tensor, digits: Tensor | None = None) -> Tensor:
         """Score each image as a drawing of its digit."""
         assert digits is not None
-        features = self.features(images)
+        # Paper is 0 here, so that what convolutions pad with looks like paper.
+        features = self.features(images + 1)
         logits: Tensor = self.score(features).squeeze(1) + (self.digit(digits) * features).sum(1)
         return logits
 

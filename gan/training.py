@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gan.config import ConfigError, TrainConfig
-from gan.data import Split
+from gan.data import Split, cut_out
 from gan.errors import UserError
 from gan.exchange import average_over_processes, share_of
 from gan.losses import discriminator_loss, generator_loss, squared_gradients
@@ -102,7 +102,7 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
     size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
     _require_enough(data, state)
     share, steps_per_epoch = share_of(size), len(data) // size
-    num_steps = config.epochs * steps_per_epoch
+    images, num_steps = cut_out(data.images, config.networks.side), config.epochs * steps_per_epoch
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
     clock = _Clock(state, num_steps, report_every_s)
 
@@ -113,7 +113,7 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
             state.totals = torch.zeros(4, device=device)
         index = state.order[done * size :][share]
         lr = learning_rate(config, state.step / num_steps)
-        real = data.images[index].unsqueeze(1).float() / 127.5 - 1
+        real = images[index].unsqueeze(1).float() / 127.5 - 1
         digits = data.labels[index]
 
         # The discriminator's step: reals up, fakes down.
