@@ -27,9 +27,9 @@ CONV = ConvConfig(width=4, fine_layers=1, subpixels=4)
 CONFIGS = {
     "mlp": replace(vanilla(), networks=MlpConfig(dropout=0.0), **SHORT),
     "dropout": replace(vanilla(), **SHORT),
-    "conv": replace(quick(), networks=CONV, learning_rate=5e-4, **SHORT),
+    "conv": replace(quick(), networks=CONV, learning_rate=2.5e-4, **SHORT),
     "relativistic": replace(
-        quick(), networks=CONV, learning_rate=5e-4, loss="relativistic", **SHORT
+        quick(), networks=CONV, learning_rate=2.5e-4, loss="relativistic", **SHORT
     ),
     "six large steps": replace(quick(), networks=CONV, **SHORT),
 }
@@ -109,8 +109,8 @@ def test_all_processes_see_the_same_and_end_with_the_same_weights(
     [
         ("mlp", 1e-4),
         ("dropout", 0.05),
-        ("conv", 0.05),
-        ("relativistic", 0.05),
+        ("conv", 0.02),
+        ("relativistic", 0.02),
         ("six large steps", 0.005),
     ],
 )
