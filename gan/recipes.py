@@ -27,7 +27,7 @@ def quick() -> TrainConfig:
         recipe="quick",
         networks=ConvConfig(fine_layers=1, subpixels=9, side=20),
         loss="logistic",
-        epochs=12,
+        epochs=10,
         batch_size=128,
         learning_rate=1.5e-3,
         beta1=0.0,
