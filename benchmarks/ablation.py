@@ -46,8 +46,7 @@ def variants() -> dict[str, TrainConfig]:
     assert isinstance(whole.networks, ConvConfig)
     return {
         "`quick`": whole,
-        "drawn at full size": replace(whole, networks=replace(whole.networks, side=28)),
-        "a pixel is one value": replace(whole, networks=replace(whole.networks, subpixels=1)),
+        "pixels are drawn, not ink": replace(whole, networks=replace(whole.networks, dots=0)),
         "no fine layers": replace(whole, networks=replace(whole.networks, fine_layers=0)),
         "half the batch and step size": replace(
             whole, batch_size=whole.batch_size // 2, learning_rate=whole.learning_rate / 2

@@ -27,10 +27,11 @@ from torchvision import transforms
 from benchmarks.measuring import launch
 from gan.bundle import save_bundle
 from gan.config import MlpConfig, TrainConfig
-from gan.data import Split, cut_out, load_mnist
+from gan.data import Split, load_mnist
 from gan.losses import discriminator_loss, generator_loss, squared_gradients
 from gan.networks import Dropout, Generator, build_discriminator, build_generator
 from gan.recipes import RECIPES, configure
+from gan.scan import cut_out
 from gan.training import choose_device, learning_rate
 
 Losses = tuple[float, float]

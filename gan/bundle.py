@@ -34,8 +34,8 @@ from gan.config import ConfigError, ConvConfig, MlpConfig
 from gan.errors import UserError
 from gan.networks import Generator, build_generator
 
-SCHEMA_VERSION = 3
-SINCE = {"fine_layers": 2, "subpixels": 2, "side": 3}
+SCHEMA_VERSION = 4
+SINCE = {"fine_layers": 2, "dots": 4}
 """The first schema that has a size. Older ones, which are still read, mean its default."""
 WEIGHTS, CONFIG, MANIFEST = "generator.safetensors", "config.json", "manifest.json"
 CARD, SAMPLES, ONNX = "model_card.md", "samples.png", "generator.onnx"
@@ -213,6 +213,10 @@ def _parse_config(payload: bytes) -> MlpConfig | ConvConfig:
     if kind is None or not isinstance(networks, dict):
         raise BundleError(
             f"{CONFIG} names no known architecture; known: {', '.join(ARCHITECTURES)}"
+        )
+    if kind is ConvConfig and schema in (2, 3):
+        raise BundleError(
+            f"{CONFIG} has schema {schema}, whose convolutional generators this code cannot build"
         )
     if networks.keys() != _sizes(kind, schema):
         raise BundleError(f"{CONFIG} does not give the sizes of its architecture")

@@ -12,6 +12,9 @@ from gan.errors import UserError
 Loss = Literal["logistic", "relativistic"]
 Precision = Literal["float32", "mixed"]
 
+BOX = 20
+"""Pixels: the side of the box that each of MNIST's digits fills, in height or width."""
+
 
 class ConfigError(UserError):
     """A setting that no training can run with."""
@@ -52,22 +55,24 @@ class ConvConfig:
     """Channels of the generator's finest layer; the others are multiples of it."""
     fine_layers: int = 0
     """3x3 convolutions at the images' full size that each network has besides."""
-    subpixels: int = 1
-    """Dots of ink whose mean is a pixel that the generator draws: MNIST's grey comes from black and
-    white scans that were scaled down."""
-    side: int = 28
-    """Side of the square that the pair plays with. Below 28 real images are cut to it, and drawings
-    are laid on the sheet by their centre of mass, as MNIST's were, which fill a box of 20."""
+    dots: int = 0
+    """Dots of ink along a pixel's side that the generator draws, for MNIST's own scanner to turn
+    into greys (`gan.scan`); the pair then plays with what fills MNIST's box of 20. 0: it draws the
+    28 x 28 pixels themselves."""
     num_classes: int = 10
     """Digits that can be asked for."""
+
+    @property
+    def side(self) -> int:
+        """Pixels along the square that the pair plays with."""
+        return BOX if self.dots else 28
 
     def __post_init__(self) -> None:
         _require_types(self)
         _require(1 <= self.latent_dim <= 512, "latent_dim must be 1 to 512", self.latent_dim)
         _require(1 <= self.width <= 128, "width must be 1 to 128", self.width)
         _require(0 <= self.fine_layers <= 4, "fine_layers must be 0 to 4", self.fine_layers)
-        _require(1 <= self.subpixels <= 64, "subpixels must be 1 to 64", self.subpixels)
-        _require(self.side in range(4, 29, 4), "side must be a multiple of 4, 4 to 28", self.side)
+        _require(0 <= self.dots <= 8, "dots must be 0 to 8", self.dots)
         _require(self.num_classes == 10, "num_classes must be 10", self.num_classes)
 
 

@@ -126,34 +126,6 @@ def load_mnist(folder: Path, device: torch.device | str = "cpu") -> Mnist:
     return Mnist(train=split("train"), test=split("t10k"))
 
 
-def cut_out(images: Tensor, side: int) -> Tensor:
-    """The square of each image that holds its ink, as near to the middle as that allows.
-
-    MNIST's digits fill a box of 20, which was then laid on a sheet of 28 by its centre of mass
-    (LeCun et al. 1998, section III.A). Ink that lies wider apart than `side` is cut off below or
-    on the right; a side of 20 loses none of MNIST's.
-
-    Args:
-        images: uint8 [n, 28, 28].
-        side: of the square, 1 to 28.
-
-    Returns:
-        uint8 [n, side, side].
-    """
-    if side == 28:
-        return images
-    for axis, other in ((1, 2), (2, 1)):
-        inked = images.amax(other) > 0  # [n, 28]
-        first = inked.int().argmax(1)
-        end = 28 - inked.flip(1).int().argmax(1)
-        start = torch.full_like(first, (28 - side) // 2).clamp(end - side, first)
-        index = start[:, None] + torch.arange(side, device=images.device)
-        shape = list(images.shape)
-        shape[axis] = side
-        images = images.gather(axis, index.unsqueeze(other).expand(shape))
-    return images
-
-
 def _read_verified(path: Path) -> bytes:
     try:
         payload = path.read_bytes()

@@ -2,8 +2,8 @@
 
 Images are float [n, 1, 28, 28] in [-1, 1]; noise is float [n, latent_dim]; digits are
 int64 [n], or None for the unconditional pair. Scores are logits [n]: above 0 means "real".
-A convolutional pair whose `side` is below 28 plays with [n, 1, side, side], as `gan.data.cut_out`
-cuts real images; outside of training its drawings are laid on sheets of 28.
+A convolutional pair that draws dots plays with [n, 1, 20, 20], as `gan.scan.cut_out` cuts real
+images; outside of training its drawings are laid on sheets of 28.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gan.config import ConvConfig, MlpConfig
 from gan.exchange import MeanOverProcesses, num_processes
+from gan.scan import Centring, Scan
 
 
 class Dropout(nn.Module):
@@ -103,50 +104,6 @@ class BatchNorm(nn.BatchNorm2d):
         self.get_buffer("num_batches_tracked").add_(1)
 
 
-class Scan(nn.Module):
-    """Subpixels [n, k, 28, 28], before their tanh, to pixels [n, 1, 28, 28]: their mean.
-
-    Empty paper becomes exactly that, as in MNIST: the mean reaches a little beyond [-1, 1] and is
-    cut off there. In training pixels have 8 bits, too, so that the discriminator cannot tell
-    drawings by values that no scan has; the gradient passes as if nothing were rounded or cut off
-    (straight through: Bengio et al. 2013).
-    """
-
-    def forward(self, subpixels: Tensor) -> Tensor:
-        """Draw the pixels."""
-        ink = 1.02 * torch.tanh(subpixels.float()).mean(1, keepdim=True)
-        if not self.training:
-            return ink.clamp(-1, 1)
-        scanned = ((ink.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-        return ink + (scanned - ink).detach()
-
-
-class Centring(nn.Module):
-    """Drawings [n, 1, side, side] to sheets [n, 1, 28, 28]: the centre of mass into the middle.
-
-    So were MNIST's digits laid, in whole pixels, after they had been scaled to a box of 20 (LeCun
-    et al. 1998, section III.A). In training they stay in their box, where the discriminator sees
-    real ones, too: what follows from the rule alone need not be learned.
-    """
-
-    def forward(self, drawings: Tensor) -> Tensor:
-        """Lay each drawing, all of it, on paper."""
-        if self.training:
-            return drawings
-        side = drawings.shape[-1]
-        ink = drawings + 1
-        mass = ink.sum((2, 3)).clamp_min(1e-3)
-        places = torch.arange(side, device=ink.device)
-        lines = torch.arange(28, device=ink.device)
-        sheets = F.pad(drawings, (0, 28 - side, 0, 28 - side), value=-1.0)
-        for along, across in ((2, 3), (3, 2)):
-            centre = (ink.sum(across) * places).sum(2) / mass  # [n, 1]
-            offset = (14 - centre).round().clamp(0, 28 - side).long()
-            moved = ((lines - offset) % 28)[:, None].unsqueeze(across)
-            sheets = sheets.gather(along, moved.expand_as(sheets))
-        return sheets
-
-
 class ConvGenerator(nn.Module):
     """Noise and digit, three sizes up to the drawing's, after DCGAN (Radford et al. 2015)."""
 
@@ -169,16 +126,19 @@ class ConvGenerator(nn.Module):
             nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1, bias=False),
             BatchNorm(w), nn.ReLU(),
             *fine,
-            nn.Conv2d(w, config.subpixels, 3, padding=1),
-            nn.Tanh() if config.subpixels == 1 else Scan(),
-            *([Centring()] if config.side < 28 else []),
+            nn.Conv2d(w, config.dots**2 or 1, 3, padding=1),
         )  # fmt: skip
+        if config.dots:
+            self.scan, self.centring = Scan(config.dots), Centring()
 
     def forward(self, noise: Tensor, digits: Tensor | None = None) -> Tensor:
         """Draw the asked digit for each row of noise."""
         assert digits is not None
         one_hot = F.one_hot(digits, self.config.num_classes).to(noise.dtype)
-        images: Tensor = self.layers(self.project(torch.cat([noise, one_hot], dim=1)))
+        drawn: Tensor = self.layers(self.project(torch.cat([noise, one_hot], dim=1)))
+        if not self.config.dots:
+            return torch.tanh(drawn)
+        images: Tensor = self.centring(self.scan(drawn, noise[:, 0]))
         return images
 
 

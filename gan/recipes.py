@@ -25,7 +25,7 @@ def quick() -> TrainConfig:
     """Clean digits, drawn as asked, after about five minutes on two CPU cores."""
     return TrainConfig(
         recipe="quick",
-        networks=ConvConfig(fine_layers=1, subpixels=9, side=20),
+        networks=ConvConfig(fine_layers=1, dots=4),
         loss="logistic",
         epochs=10,
         batch_size=128,
@@ -48,7 +48,7 @@ def best() -> TrainConfig:
     return replace(
         quick(),
         recipe="best",
-        networks=ConvConfig(width=32, fine_layers=2, subpixels=16, side=20),
+        networks=ConvConfig(width=32, fine_layers=2, dots=4),
         epochs=40,
         learning_rate=1e-3,
         ema_halflife_images=50_000,

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from gan.config import ConfigError, TrainConfig
-from gan.data import Split, cut_out
+from gan.data import Split
 from gan.errors import UserError
 from gan.exchange import average_over_processes, share_of
 from gan.losses import discriminator_loss, generator_loss, squared_gradients
 from gan.networks import Discriminator, Generator, build_discriminator, build_generator
+from gan.scan import cut_out
 
 
 class DivergenceError(UserError):

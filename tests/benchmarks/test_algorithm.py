@@ -29,7 +29,7 @@ def shrink(config: TrainConfig) -> TrainConfig:
 
     Steps as large as those of `quick` let the order of sums grow into a difference.
     """
-    conv = ConvConfig(width=2, side=20)
+    conv = ConvConfig(width=2, dots=2)
     small = MlpConfig(dropout=0.0) if config.networks.num_classes == 0 else conv
     return replace(config, networks=small, learning_rate=min(config.learning_rate, 5e-4), **SHORT)
 

@@ -43,14 +43,13 @@ ATTACHMENTS = {CARD: b"# A card\n", SAMPLES: b"\x89PNG", ONNX: b"\x08\x0a"}
 FILES = (WEIGHTS, CONFIG, *ATTACHMENTS, MANIFEST)
 CONFIG_OF: dict[MlpConfig | ConvConfig, dict[str, Any]] = {
     SMALL: {
-        "schema_version": 3,
+        "schema_version": 4,
         "architecture": "conv",
         "networks": {
             "latent_dim": 2,
             "width": 1,
             "fine_layers": 0,
-            "subpixels": 1,
-            "side": 28,
+            "dots": 0,
             "num_classes": 10,
         },
         "num_classes": 10,
@@ -58,7 +57,7 @@ CONFIG_OF: dict[MlpConfig | ConvConfig, dict[str, Any]] = {
         "value_range": [0, 255],
     },
     MlpConfig(latent_dim=2): {
-        "schema_version": 3,
+        "schema_version": 4,
         "architecture": "mlp",
         "networks": {"latent_dim": 2, "dropout": 0.3},
         "num_classes": 0,
@@ -450,9 +449,9 @@ ABSURD = [10**9, 10**12, 10**300, -1, 0, 1.5, 1.0, "16", "", True, False, None, 
     ("size", "value"),
     [
         (size, value)
-        for size in ("width", "latent_dim", "fine_layers", "subpixels", "side", "num_classes")
+        for size in ("width", "latent_dim", "fine_layers", "dots", "num_classes")
         for value in (*ABSURD, float("nan"), float("inf"))
-        if (size, value) != ("fine_layers", 0)
+        if (size, value) not in (("fine_layers", 0), ("dots", 0))
     ],
     ids=str,
 )
@@ -467,12 +466,13 @@ def test_absurd_sizes_are_refused_before_any_memory_is_taken(
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"schema_version": 4}, "has schema 4; this code reads 1 to 3"),
-        ({"schema_version": True}, "has schema True; this code reads 1 to 3"),
-        ({"schema_version": None}, "has schema None; this code reads 1 to 3"),
-        ({"schema_version": 0}, "has schema 0; this code reads 1 to 3"),
+        ({"schema_version": 5}, "has schema 5; this code reads 1 to 4"),
+        ({"schema_version": True}, "has schema True; this code reads 1 to 4"),
+        ({"schema_version": None}, "has schema None; this code reads 1 to 4"),
+        ({"schema_version": 0}, "has schema 0; this code reads 1 to 4"),
         ({"schema_version": 1}, "does not give the sizes"),
-        ({"schema_version": 2}, "does not give the sizes"),
+        ({"schema_version": 2}, "has schema 2, whose convolutional generators this code cannot"),
+        ({"schema_version": 3}, "has schema 3, whose convolutional generators this code cannot"),
         ({"architecture": "diffusion"}, "names no known architecture; known: mlp, conv"),
         ({"architecture": ["conv"]}, "names no known architecture"),
         ({"architecture": "mlp"}, "does not give the sizes of its architecture"),
@@ -492,8 +492,9 @@ def test_a_config_that_this_code_does_not_know_is_refused(
     assert_refused(bundle, match)
 
 
-@pytest.mark.parametrize("schema", [1, 2])
-@pytest.mark.parametrize("config", CONFIG_OF, ids=lambda config: type(config).__name__)
+@pytest.mark.parametrize(
+    ("config", "schema"), [(SMALL, 1), *((MlpConfig(latent_dim=2), schema) for schema in (1, 2, 3))]
+)
 def test_a_bundle_of_an_older_schema_draws_what_it_drew(
     config: MlpConfig | ConvConfig, schema: int, tmp_path: Path
 ) -> None:

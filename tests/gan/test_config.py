@@ -106,7 +106,7 @@ def test_the_largest_generators_fit_into_a_bundle() -> None:
     header = 4096
     for config in (
         MlpConfig(latent_dim=512),
-        ConvConfig(latent_dim=512, width=128, fine_layers=4, subpixels=64),
+        ConvConfig(latent_dim=512, width=128, fine_layers=4, dots=8),
     ):
         with torch.device("meta"):
             state = build_generator(config).state_dict()

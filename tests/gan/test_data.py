@@ -12,7 +12,6 @@ from gan.data import (
     FILES,
     DataError,
     Split,
-    cut_out,
     has_digest,
     load_mnist,
     parse_idx,
@@ -155,32 +154,3 @@ def test_the_id_of_the_dataset_stays() -> None:
     assert DATASET_DIGEST == (
         "sha256:2a00db9d084f604523af047de2ac5c8d25cbfa719c1c2e91c0f80db74fa07083"
     )
-
-
-@given(st.data())
-def test_what_is_cut_out_holds_the_ink_and_moves_as_little_as_it_can(data: st.DataObject) -> None:
-    side = data.draw(st.integers(1, 28))
-    height, width = (data.draw(st.integers(1, side)) for _ in range(2))
-    top, left = data.draw(st.integers(0, 28 - height)), data.draw(st.integers(0, 28 - width))
-    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
-    ink = torch.arange(1, height * width + 1).remainder(255).add(1).to(torch.uint8)
-    image[0, top : top + height, left : left + width] = ink.view(height, width)
-    middle = (28 - side) // 2
-    down = min(max(middle, top + height - side), top)
-    aside = min(max(middle, left + width - side), left)
-    square = cut_out(image, side)
-    assert torch.equal(square, image[:, down : down + side, aside : aside + side])
-    assert square.long().sum() == image.long().sum()
-
-
-def test_what_is_too_wide_to_be_cut_out_is_cut_off_and_empty_paper_stays_empty() -> None:
-    images = torch.zeros(2, 28, 28, dtype=torch.uint8)
-    images[0, 3:27, 3:27] = 1
-    assert cut_out(images, 20).sum((1, 2)).tolist() == [400, 0]
-
-
-def test_all_ink_of_mnist_fits_into_a_square_of_20(mnist_dir: Path) -> None:
-    for split in (load_mnist(mnist_dir).train, load_mnist(mnist_dir).test):
-        squares = cut_out(split.images, 20)
-        assert squares.dtype == torch.uint8
-        assert torch.equal(squares.sum((1, 2)), split.images.sum((1, 2)))

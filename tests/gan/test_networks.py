@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,22 +5,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gan.config import ConvConfig, MlpConfig
-from gan.data import cut_out, load_mnist
 from gan.networks import (
-    Centring,
     ConvDiscriminator,
     ConvGenerator,
     Dropout,
     MlpDiscriminator,
     MlpGenerator,
-    Scan,
     build_discriminator,
     build_generator,
 )
 
-FINE = ConvConfig(latent_dim=3, width=2, fine_layers=2, subpixels=4)
-LAID = ConvConfig(latent_dim=3, width=2, side=20)
-PAIRS = [MlpConfig(), ConvConfig(), ConvConfig(latent_dim=3, width=1), FINE, LAID]
+FINE = ConvConfig(latent_dim=3, width=2, fine_layers=2)
+INKED = ConvConfig(latent_dim=3, width=2, dots=2)
+PAIRS = [MlpConfig(), ConvConfig(), ConvConfig(latent_dim=3, width=1), FINE, INKED]
 
 
 def num_parameters(network: nn.Module) -> int:
@@ -98,16 +93,15 @@ def test_the_digit_matters_to_the_conditional_pair() -> None:
     assert len(torch.unique(scores)) == 10
 
 
-def test_fine_layers_and_subpixels_are_all_that_they_change() -> None:
-    def layers(network: nn.Module) -> list[str]:
-        return [type(m).__name__ for m in network.modules() if not list(m.children())]
+def layers(network: nn.Module) -> list[str]:
+    return [type(m).__name__ for m in network.modules() if not list(m.children())]
 
+
+def test_fine_layers_are_all_that_they_change() -> None:
     plain = ConvConfig(latent_dim=3, width=2)
     generator, discriminator = ConvGenerator(FINE), ConvDiscriminator(FINE)
     convolution = ["Conv2d", "BatchNorm", "ReLU"]
-    assert layers(generator) == [
-        *layers(ConvGenerator(plain))[:-2], *convolution * 2, "Conv2d", "Scan"
-    ]  # fmt: skip
+    assert layers(generator) == [*layers(ConvGenerator(plain))[:-1], *convolution * 2, "Conv2d"]
     assert layers(discriminator) == ["Conv2d", "LeakyReLU"] * 2 + layers(ConvDiscriminator(plain))
     full_size = [
         (layer.in_channels, layer.out_channels)
@@ -115,68 +109,20 @@ def test_fine_layers_and_subpixels_are_all_that_they_change() -> None:
         for layer in network.modules()
         if isinstance(layer, nn.Conv2d) and layer.stride == (1, 1) and layer.out_channels < 8
     ]
-    assert full_size == [(2, 2), (2, 2), (2, 4), (1, 2), (2, 2)]
+    assert full_size == [(2, 2), (2, 2), (2, 1), (1, 2), (2, 2)]
 
 
-def test_centring_puts_real_digits_where_they_were(mnist_dir: Path) -> None:
-    pixels = load_mnist(mnist_dir, "cpu").test.images
-    cut = cut_out(pixels, 20).unsqueeze(1).float() / 127.5 - 1
-    laid = Centring().eval()(cut).squeeze(1)
-    torch.testing.assert_close(laid, pixels.float() / 127.5 - 1)
-
-
-@given(data=st.data())
-@settings(max_examples=50, deadline=None)
-def test_centring_moves_all_ink_and_nothing_else(data: st.DataObject) -> None:
-    rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
-    side = data.draw(st.sampled_from([4, 12, 20, 24]))
-    ink = torch.rand(3, 1, side, side, generator=rng) ** data.draw(st.sampled_from([1, 9, 99]))
-    drawings = (2 * ink - 1).requires_grad_()
-    sheets = Centring().eval()(drawings)
-    assert sheets.shape == (3, 1, 28, 28)
-    torch.testing.assert_close((sheets + 1).sum((1, 2, 3)), (drawings + 1).sum((1, 2, 3)))
-    # Each pixel of a drawing is one of its sheet.
-    weights = torch.rand(sheets.shape, generator=rng)
-    (gradient,) = torch.autograd.grad((weights * sheets).sum(), drawings)
-    torch.testing.assert_close(
-        (gradient * (drawings + 1)).sum((1, 2, 3)), (weights * (sheets + 1)).sum((1, 2, 3))
-    )
-
-
-def test_empty_paper_is_laid_too() -> None:
-    empty = torch.full((2, 1, 20, 20), -1.0)
-    assert torch.equal(Centring().eval()(empty), torch.full((2, 1, 28, 28), -1.0))
-
-
-def test_in_training_drawings_stay_in_their_box() -> None:
-    drawings = torch.rand(2, 1, 20, 20)
-    assert torch.equal(Centring().train()(drawings), drawings)
-
-
-def test_scan_draws_what_scans_are_made_of() -> None:
-    torch.manual_seed(0)
-    scan = Scan()
-    subpixels = torch.randn(50, 9, 28, 28) * 3
-    trained = scan.train()(subpixels)
-    levels = (trained + 1) * 127.5
-    torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
-    drawn = scan.eval()(subpixels)
-    assert (drawn - trained).abs().max() <= 0.5 / 127.5 + 1e-6
-    for sign in (-1, 1):
-        solid = torch.full((1, 9, 1, 1), sign * 3.0)
-        assert scan.train()(solid).item() == scan.eval()(solid).item() == sign
-    exact = 1.02 * torch.tanh(subpixels).mean(1, keepdim=True)
-    assert (drawn[exact.abs() < 1] - exact[exact.abs() < 1]).abs().max() < 1e-6
-
-
-def test_gradient_passes_the_scan_as_if_nothing_were_rounded_or_cut_off() -> None:
-    torch.manual_seed(0)
-    subpixels = (torch.randn(5, 4, 3, 3) * 3).requires_grad_()
-    weights = torch.randn(5, 1, 3, 3)
-    (Scan().train()(subpixels) * weights).sum().backward()
-    expected = (1 - torch.tanh(subpixels.detach()) ** 2) * weights * 1.02 / 4
-    assert subpixels.grad is not None
-    torch.testing.assert_close(subpixels.grad, expected)
+def test_ink_is_scanned_and_laid() -> None:
+    plain = ConvConfig(latent_dim=3, width=2)
+    generator = ConvGenerator(INKED)
+    assert layers(generator) == [*layers(ConvGenerator(plain)), "Scan", "Centring"]
+    noise, digits = torch.randn(4, 3), torch.arange(4)
+    box, sheet = generator.train()(noise, digits), generator.eval()(noise, digits)
+    assert box.shape == (4, 1, 20, 20)
+    assert sheet.shape == (4, 1, 28, 28)
+    for images in (box, sheet):
+        levels = (images + 1) * 127.5
+        torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("config", PAIRS)

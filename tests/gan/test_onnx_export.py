@@ -33,7 +33,7 @@ def make(config: MlpConfig | ConvConfig) -> Generator:
         return generator
 
 
-FINE = ConvConfig(width=4, fine_layers=1, subpixels=9, side=20)
+FINE = ConvConfig(width=4, fine_layers=1, dots=3)
 
 
 @pytest.fixture(

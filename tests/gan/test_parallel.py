@@ -23,7 +23,7 @@ from tests.deployments.local_stack import wait_for
 from tests.gan.test_training import noise_data
 
 SHORT = {"epochs": 3, "batch_size": 64, "precision": "float32"}
-CONV = ConvConfig(width=4, fine_layers=1, subpixels=4)
+CONV = ConvConfig(width=4, fine_layers=1, dots=2)
 CONFIGS = {
     "mlp": replace(vanilla(), networks=MlpConfig(dropout=0.0), **SHORT),
     "dropout": replace(vanilla(), **SHORT),

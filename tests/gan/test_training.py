@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 VANILLA = replace(vanilla(), epochs=2, batch_size=4)
 QUICK = replace(
     quick(),
-    networks=ConvConfig(latent_dim=4, width=2, fine_layers=1, subpixels=2, side=20),
+    networks=ConvConfig(latent_dim=4, width=2, fine_layers=1, dots=2),
     epochs=2,
     batch_size=4,
     penalty_interval=2,

@@ -1,0 +1,185 @@
+"""How MNIST's pictures came from ink, for generators that draw the ink.
+
+NIST's digits were black and white. MNIST's makers cut each to its ink, scaled it to fill a box of
+20 pixels, which gave it greys, and laid the box on a sheet of 28 by the ink's centre of mass (LeCun
+et al. 1998, section III.A). How exactly, Yadav and Bottou found out ("Cold Case: The Lost MNIST
+Digits", 2019, section 2). What follows from these rules alone need not be learned.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan.config import BOX
+
+SMALLEST, LARGEST = 20, 66
+"""Dots: the sides between which nearly all digits were, before they were scaled."""
+MEAN_SIZE, SPREAD = 46.5, 9.5
+"""Dots: the mean and the standard deviation of these sides; docs/ablation.md tells how they were
+measured."""
+SHARPNESS = 8.0
+"""How steeply the likelihood of ink rises with its logit, for the gradient's sake."""
+
+
+def cut_out(images: Tensor, side: int) -> Tensor:
+    """The square of each image with the ink in its middle, or the first whole pixel before it.
+
+    With a side of 20 that is the box that a digit of MNIST filled before it was laid on its sheet.
+
+    Args:
+        images: uint8 [n, 28, 28].
+        side: of the square, 1 to 28. Ink that lies wider apart is cut off below or on the right; a
+            side of 20 loses none of MNIST's.
+
+    Returns:
+        uint8 [n, side, side].
+    """
+    if side == 28:
+        return images
+    for axis, other in ((1, 2), (2, 1)):
+        first, length = _extent(images.amax(other) > 0)
+        start = (first - (side - length).clamp_min(0) // 2).clamp(0, 28 - side)
+        index = start[:, None] + torch.arange(side, device=images.device)
+        shape = list(images.shape)
+        shape[axis] = side
+        images = images.gather(axis, index.unsqueeze(other).expand(shape))
+    return images
+
+
+class Scan(nn.Module):
+    """Drawings in ink to MNIST's greys: cut to the ink, scaled to fill a box of 20, 8 bits.
+
+    Ink is there or not. Forward that is exact; backward the gradient passes as if ink were
+    logistic in its logit, and nothing rounded (straight through: Bengio et al. 2013).
+    """
+
+    def __init__(self, dots: int) -> None:
+        super().__init__()
+        self.dots = dots
+
+    def forward(self, logits: Tensor, fineness: Tensor) -> Tensor:
+        """Scan each drawing.
+
+        Args:
+            logits: float [n, dots * dots, 20, 20], above 0 where there is ink: `dots` by `dots` of
+                them in each cell of the box.
+            fineness: float [n], standard normal: decides how many dots the scanner sees along a
+                side, which is to say how large the digit was written.
+
+        Returns:
+            float [n, 1, 20, 20] in [-1, 1], of 256 levels.
+        """
+        with torch.autocast(logits.device.type, enabled=False):
+            canvas = F.pixel_shuffle(logits.float(), self.dots)[:, 0]
+            likely = torch.sigmoid(SHARPNESS * canvas)
+            ink = likely + ((canvas > 0).float() - likely).detach()
+            sizes = (MEAN_SIZE + SPREAD * fineness.float()).round().clamp(SMALLEST, LARGEST).long()
+            seen = _sample(ink, sizes)
+            rows, columns = _resamplers(seen.detach() > 0.5)
+            greys = rows @ seen @ columns.mT
+            # 1 and up to 254 more where there is ink at all; the darkest pixel has 255.
+            greys = greys * (254 / greys.detach().amax((1, 2), keepdim=True).clamp_min(1e-3))
+            scanned = (greys.floor() + 1).clamp_max(255).where(greys > 0, 0)
+            exact = (greys + (scanned - greys).detach()).unsqueeze(1)
+            return exact / 127.5 - 1
+
+
+class Centring(nn.Module):
+    """Drawings [n, 1, 20, 20] to sheets [n, 1, 28, 28]: the centre of mass into the middle.
+
+    So were MNIST's digits laid, in whole pixels. In training they stay in their box, where the
+    discriminator sees real ones, too.
+    """
+
+    def forward(self, drawings: Tensor) -> Tensor:
+        """Lay each drawing, all of it, on paper."""
+        if self.training:
+            return drawings
+        ink = drawings + 1
+        mass = ink.sum((2, 3)).clamp_min(1e-3)
+        places = torch.arange(BOX, device=ink.device)
+        lines = torch.arange(28, device=ink.device)
+        sheets = F.pad(drawings, (0, 28 - BOX, 0, 28 - BOX), value=-1.0)
+        for along, across in ((2, 3), (3, 2)):
+            centre = (ink.sum(across) * places).sum(2) / mass  # [n, 1]
+            offset = (14 - centre).round().clamp(0, 28 - BOX).long()
+            moved = ((lines - offset) % 28)[:, None].unsqueeze(across)
+            sheets = sheets.gather(along, moved.expand_as(sheets))
+        return sheets
+
+
+def resampler(size: int) -> Tensor:
+    """The matrix, float64 [20, size], that takes `size` dots to 20 pixels along one side.
+
+    A dot is cut by the pixels' borders as if it were 0.99 of its size, but counts whole where none
+    cuts it: hence MNIST's rows and columns of 252 or 253 where others have 255.
+
+    Raises:
+        ValueError: the size is below 20; so small digits were enlarged first.
+    """
+    if size < BOX:
+        raise ValueError(f"size must be at least {BOX}, not {size}")
+    matrix, scale = torch.zeros(BOX, size, dtype=torch.float64), BOX / size
+    for dot in range(size):
+        # Whole numbers where they can be: a border is crossed, or it is not.
+        first, rest = divmod(dot * BOX, size)
+        if (rest + 0.99 * BOX) <= size:
+            matrix[first, dot] = scale
+        else:
+            matrix[first, dot] = (size - rest) / size
+            matrix[first + 1, dot] = (rest + 0.99 * BOX - size) / size
+    return matrix
+
+
+def _sample(ink: Tensor, sizes: Tensor) -> Tensor:
+    """`size` by `size` dots of each canvas [n, side, side], laid on paper of [n, 66, 66]."""
+    side = ink.shape[-1]
+    places = _places(side, ink.device)[sizes - SMALLEST]
+    ink = F.pad(ink, (0, 1, 0, 1))
+    ink = ink.gather(1, places[:, :, None].expand(-1, -1, side + 1))
+    return ink.gather(2, places[:, None, :].expand(-1, LARGEST, -1))
+
+
+@functools.cache
+def _places(side: int, device: torch.device) -> Tensor:
+    """The dots along a canvas of `side` that a scan of each size sees, then `side`: [47, 66]."""
+    places = torch.full((LARGEST - SMALLEST + 1, LARGEST), side)
+    for size in range(SMALLEST, LARGEST + 1):
+        seen = (2 * torch.arange(size) + 1) * side // (2 * size)
+        places[size - SMALLEST, :size] = seen
+    return places.to(device)
+
+
+def _resamplers(ink: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices [n, 20, 66] that scale rows and columns of ink, bool [n, 66, 66], to its box."""
+    extents = [_extent(ink.any(axis)) for axis in (2, 1)]
+    sizes = torch.maximum(*(length for _, length in extents)).clamp_min(SMALLEST)
+    matrices = _matrices(ink.device)[sizes - SMALLEST]
+    dots = torch.arange(LARGEST, device=ink.device)
+    moved = []
+    for first, length in extents:
+        # The ink to the square's middle, or the first whole dot before it.
+        places = dots - (first - (sizes - length) // 2)[:, None]
+        places = places.where((places >= 0) & (places < LARGEST), LARGEST)
+        moved.append(matrices.gather(2, places.unsqueeze(1).expand(-1, BOX, -1)))
+    return moved[0], moved[1]
+
+
+@functools.cache
+def _matrices(device: torch.device) -> Tensor:
+    """The resampler of each size, then nothing: [47, 20, 67]."""
+    matrices = torch.zeros(LARGEST - SMALLEST + 1, BOX, LARGEST + 1)
+    for size in range(SMALLEST, LARGEST + 1):
+        matrices[size - SMALLEST, :, :size] = resampler(size)
+    return matrices.to(device)
+
+
+def _extent(inked: Tensor) -> tuple[Tensor, Tensor]:
+    """The first true place along each row of [n, m] and the length up to the last, both [n]."""
+    first = inked.int().argmax(1)
+    end = inked.shape[1] - inked.flip(1).int().argmax(1)
+    return first, (end - first).where(inked.any(1), 0)
