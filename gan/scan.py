@@ -9,6 +9,7 @@ Digits", 2019, section 2). What follows from these rules alone need not be learn
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,17 +76,31 @@ class Scan(nn.Module):
         """
         with torch.autocast(logits.device.type, enabled=False):
             canvas = F.pixel_shuffle(logits.float(), self.dots)[:, 0]
-            likely = torch.sigmoid(SHARPNESS * canvas)
-            ink = likely + ((canvas > 0).float() - likely).detach()
-            sizes = (MEAN_SIZE + SPREAD * fineness.float()).round().clamp(SMALLEST, LARGEST).long()
-            seen = _sample(ink, sizes)
-            rows, columns = _resamplers(seen.detach() > 0.5)
-            greys = rows @ seen @ columns.mT
+            ink: Tensor = _Ink.apply(canvas)
+            side = canvas.shape[1]
+            sizes = (MEAN_SIZE + SPREAD * fineness.float()).round().long()
+            sizes = sizes.clamp(SMALLEST, min(LARGEST, side))
+            rows, columns = _resamplers(canvas > 0, _numbers(side, canvas.device)[sizes])
+            greys = rows @ ink @ columns.mT
             # 1 and up to 254 more where there is ink at all; the darkest pixel has 255.
             greys = greys * (254 / greys.detach().amax((1, 2), keepdim=True).clamp_min(1e-3))
             scanned = (greys.floor() + 1).clamp_max(255).where(greys > 0, 0)
             exact = (greys + (scanned - greys).detach()).unsqueeze(1)
             return exact / 127.5 - 1
+
+
+class _Ink(torch.autograd.Function):
+    """1 where a logit is above 0, else 0; the gradient is that of a logistic curve."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return (logits > 0).float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        likely = torch.sigmoid(SHARPNESS * ctx.saved_tensors[0])
+        return gradient * (SHARPNESS * likely * (1 - likely))
 
 
 class Centring(nn.Module):
@@ -135,47 +150,52 @@ def resampler(size: int) -> Tensor:
     return matrix
 
 
-def _sample(ink: Tensor, sizes: Tensor) -> Tensor:
-    """`size` by `size` dots of each canvas [n, side, side], laid on paper of [n, 66, 66]."""
-    side = ink.shape[-1]
-    places = _places(side, ink.device)[sizes - SMALLEST]
-    ink = F.pad(ink, (0, 1, 0, 1))
-    ink = ink.gather(1, places[:, :, None].expand(-1, -1, side + 1))
-    return ink.gather(2, places[:, None, :].expand(-1, LARGEST, -1))
-
-
 @functools.cache
-def _places(side: int, device: torch.device) -> Tensor:
-    """The dots along a canvas of `side` that a scan of each size sees, then `side`: [47, 66]."""
-    places = torch.full((LARGEST - SMALLEST + 1, LARGEST), side)
-    for size in range(SMALLEST, LARGEST + 1):
-        seen = (2 * torch.arange(size) + 1) * side // (2 * size)
-        places[size - SMALLEST, :size] = seen
-    return places.to(device)
+def _numbers(side: int, device: torch.device) -> Tensor:
+    """Which dot of a scan each dot along a canvas is, or 66 if it is not seen: [67, side].
 
-
-def _resamplers(ink: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrices [n, 20, 66] that scale rows and columns of ink, bool [n, 66, 66], to its box."""
-    extents = [_extent(ink.any(axis)) for axis in (2, 1)]
-    sizes = torch.maximum(*(length for _, length in extents)).clamp_min(SMALLEST)
-    matrices = _matrices(ink.device)[sizes - SMALLEST]
-    dots = torch.arange(LARGEST, device=ink.device)
-    moved = []
-    for first, length in extents:
-        # The ink to the square's middle, or the first whole dot before it.
-        places = dots - (first - (sizes - length) // 2)[:, None]
-        places = places.where((places >= 0) & (places < LARGEST), LARGEST)
-        moved.append(matrices.gather(2, places.unsqueeze(1).expand(-1, BOX, -1)))
-    return moved[0], moved[1]
+    A row for each number of dots that a scan has.
+    """
+    numbers = torch.full((LARGEST + 1, side), LARGEST)
+    for size in range(SMALLEST, min(LARGEST, side) + 1):
+        seen = torch.arange(size)
+        numbers[size, (2 * seen + 1) * side // (2 * size)] = seen
+    return numbers.to(device)
 
 
 @functools.cache
 def _matrices(device: torch.device) -> Tensor:
-    """The resampler of each size, then nothing: [47, 20, 67]."""
-    matrices = torch.zeros(LARGEST - SMALLEST + 1, BOX, LARGEST + 1)
+    """The resampler of each size, then nothing: [67, 20, 67]."""
+    matrices = torch.zeros(LARGEST + 1, BOX, LARGEST + 1)
     for size in range(SMALLEST, LARGEST + 1):
-        matrices[size - SMALLEST, :, :size] = resampler(size)
+        matrices[size, :, :size] = resampler(size)
     return matrices.to(device)
+
+
+def _resamplers(there: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices [n, 20, side] that scale the rows and the columns of canvases to their box.
+
+    Args:
+        there: bool [n, side, side], where there is ink.
+        numbers: int64 [n, side], which dot of the scan each row and column is, or 66.
+    """
+    seen = numbers < LARGEST
+    there = there & seen[:, None, :] & seen[:, :, None]
+    extents = []
+    for across in (2, 1):
+        first, length = _extent(there.any(across))
+        last = (first + length - 1).clamp_min(0)
+        begin, end = (numbers.gather(1, dot[:, None]) for dot in (first, last))
+        extents.append((begin, (end - begin + 1).where(length[:, None] > 0, 0)))
+    sizes = torch.maximum(*(length for _, length in extents)).clamp_min(SMALLEST)
+    scaled = []
+    for begin, length in extents:
+        # The ink to the square's middle, or the first whole dot before it.
+        places = numbers - begin + (sizes - length) // 2
+        places = places.where(seen & (places >= 0) & (places < LARGEST), LARGEST)
+        matrices = _matrices(there.device)[sizes[:, 0]]
+        scaled.append(matrices.gather(2, places.unsqueeze(1).expand(-1, BOX, -1)))
+    return scaled[0], scaled[1]
 
 
 def _extent(inked: Tensor) -> tuple[Tensor, Tensor]:
