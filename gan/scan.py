@@ -8,7 +8,6 @@ Digits", 2019, section 2). What follows from these rules alone need not be learn
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -61,6 +60,9 @@ class Scan(nn.Module):
     def __init__(self, dots: int) -> None:
         super().__init__()
         self.dots = dots
+        with torch.device("cpu"):  # real values also where a network is built without memory
+            self.register_buffer("numbers", _numbers(BOX * dots), persistent=False)
+            self.register_buffer("matrices", _matrices(), persistent=False)
 
     def forward(self, logits: Tensor, fineness: Tensor) -> Tensor:
         """Scan each drawing.
@@ -80,13 +82,39 @@ class Scan(nn.Module):
             side = canvas.shape[1]
             sizes = (MEAN_SIZE + SPREAD * fineness.float()).round().long()
             sizes = sizes.clamp(SMALLEST, min(LARGEST, side))
-            rows, columns = _resamplers(canvas > 0, _numbers(side, canvas.device)[sizes])
+            rows, columns = self._resamplers(canvas > 0, sizes)
             greys = rows @ ink @ columns.mT
             # 1 and up to 254 more where there is ink at all; the darkest pixel has 255.
             greys = greys * (254 / greys.detach().amax((1, 2), keepdim=True).clamp_min(1e-3))
             scanned = (greys.floor() + 1).clamp_max(255).where(greys > 0, 0)
             exact = (greys + (scanned - greys).detach()).unsqueeze(1)
             return exact / 127.5 - 1
+
+    def _resamplers(self, there: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrices [n, 20, side] that scale the rows and the columns of canvases to their box.
+
+        Args:
+            there: bool [n, side, side], where there is ink.
+            sizes: int64 [n], how many dots along a side are seen.
+        """
+        numbers = self.get_buffer("numbers")[sizes]
+        seen = numbers < LARGEST
+        there = there & seen[:, None, :] & seen[:, :, None]
+        extents = []
+        for across in (2, 1):
+            first, length = _extent(there.any(across))
+            last = (first + length - 1).clamp_min(0)
+            begin, end = (numbers.gather(1, dot[:, None]) for dot in (first, last))
+            extents.append((begin, (end - begin + 1).where(length[:, None] > 0, 0)))
+        filled = torch.maximum(*(length for _, length in extents)).clamp_min(SMALLEST)
+        matrices = self.get_buffer("matrices")[filled[:, 0]]
+        scaled = []
+        for begin, length in extents:
+            # The ink to the square's middle, or the first whole dot before it.
+            places = numbers - begin + (filled - length) // 2
+            places = places.where(seen & (places >= 0) & (places < LARGEST), LARGEST)
+            scaled.append(matrices.gather(2, places.unsqueeze(1).expand(-1, BOX, -1)))
+        return scaled[0], scaled[1]
 
 
 class _Ink(torch.autograd.Function):
@@ -150,8 +178,7 @@ def resampler(size: int) -> Tensor:
     return matrix
 
 
-@functools.cache
-def _numbers(side: int, device: torch.device) -> Tensor:
+def _numbers(side: int) -> Tensor:
     """Which dot of a scan each dot along a canvas is, or 66 if it is not seen: [67, side].
 
     A row for each number of dots that a scan has.
@@ -160,42 +187,15 @@ def _numbers(side: int, device: torch.device) -> Tensor:
     for size in range(SMALLEST, min(LARGEST, side) + 1):
         seen = torch.arange(size)
         numbers[size, (2 * seen + 1) * side // (2 * size)] = seen
-    return numbers.to(device)
+    return numbers
 
 
-@functools.cache
-def _matrices(device: torch.device) -> Tensor:
+def _matrices() -> Tensor:
     """The resampler of each size, then nothing: [67, 20, 67]."""
     matrices = torch.zeros(LARGEST + 1, BOX, LARGEST + 1)
     for size in range(SMALLEST, LARGEST + 1):
         matrices[size, :, :size] = resampler(size)
-    return matrices.to(device)
-
-
-def _resamplers(there: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrices [n, 20, side] that scale the rows and the columns of canvases to their box.
-
-    Args:
-        there: bool [n, side, side], where there is ink.
-        numbers: int64 [n, side], which dot of the scan each row and column is, or 66.
-    """
-    seen = numbers < LARGEST
-    there = there & seen[:, None, :] & seen[:, :, None]
-    extents = []
-    for across in (2, 1):
-        first, length = _extent(there.any(across))
-        last = (first + length - 1).clamp_min(0)
-        begin, end = (numbers.gather(1, dot[:, None]) for dot in (first, last))
-        extents.append((begin, (end - begin + 1).where(length[:, None] > 0, 0)))
-    sizes = torch.maximum(*(length for _, length in extents)).clamp_min(SMALLEST)
-    scaled = []
-    for begin, length in extents:
-        # The ink to the square's middle, or the first whole dot before it.
-        places = numbers - begin + (sizes - length) // 2
-        places = places.where(seen & (places >= 0) & (places < LARGEST), LARGEST)
-        matrices = _matrices(there.device)[sizes[:, 0]]
-        scaled.append(matrices.gather(2, places.unsqueeze(1).expand(-1, BOX, -1)))
-    return scaled[0], scaled[1]
+    return matrices
 
 
 def _extent(inked: Tensor) -> tuple[Tensor, Tensor]:

@@ -159,6 +159,15 @@ def test_fineness_says_how_many_dots_are_seen() -> None:
         assert torch.equal(Scan(dots=4)(logits(canvas), torch.tensor([far])), limit)
 
 
+def test_it_scans_as_ever_though_it_was_built_without_memory() -> None:
+    with torch.device("meta"):
+        scan = Scan(dots=4)
+    canvas = torch.rand(3, 80, 80, generator=torch.Generator().manual_seed(0)) < 0.5
+    scanned = scan(logits(canvas), torch.zeros(3))
+    assert torch.equal(scanned, Scan(dots=4)(logits(canvas), torch.zeros(3)))
+    assert not scan.state_dict()
+
+
 def test_empty_paper_is_scanned_and_laid_too() -> None:
     empty = Scan(dots=4)(torch.full((2, 16, 20, 20), -3.0), torch.zeros(2))
     assert torch.equal(empty, torch.full((2, 1, 20, 20), -1.0))
