@@ -335,11 +335,11 @@ def test_champion_of_a_copied_store_comes_from_the_copy(
 
 def test_bundle_that_cannot_draw_never_appears(registry: Registry, tmp_path: Path) -> None:
     files = collect(in_registry(1))
-    config = files[CONFIG].replace(b'"schema_version": 3', b'"schema_version": 4')
+    config = files[CONFIG].replace(b'"schema_version": 4', b'"schema_version": 5')
     manifest = json.loads(files[MANIFEST])
     manifest["files"][CONFIG] = hashlib.sha256(config).hexdigest()
     payload = (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode()
-    with pytest.raises(VersionError, match=r"cannot be used here: .* schema 4"):
+    with pytest.raises(VersionError, match=r"cannot be used here: .* schema 5"):
         place({**files, CONFIG: config, MANIFEST: payload}, tmp_path / "to")
     assert list(tmp_path.glob("*to*")) == []
 
