@@ -2,7 +2,8 @@
 
 `gan.scan` scales black and white dots to a box of 20 as MNIST's makers did, and so leaves only some
 greys to every pixel. The number of dots along the box that makes a digit's greys likeliest is the
-digit's; `gan.scan.MEAN_SIZE` and `SPREAD` are what comes out.
+digit's. `gan.scan.MEAN_SIZE` and `SPREAD` lie a little below what comes out, as the largest are cut
+off there.
 """
 
 from __future__ import annotations

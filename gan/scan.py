@@ -19,8 +19,7 @@ from gan.config import BOX
 SMALLEST, LARGEST = 20, 66
 """Dots: the sides between which nearly all digits were, before they were scaled."""
 MEAN_SIZE, SPREAD = 46.5, 9.5
-"""Dots: the mean and the standard deviation of these sides; docs/ablation.md tells how they were
-measured."""
+"""Dots: about the mean and the standard deviation of these sides; see `benchmarks.dots`."""
 SHARPNESS = 8.0
 """How steeply the likelihood of ink rises with its logit, for the gradient's sake."""
 
