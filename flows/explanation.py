@@ -30,6 +30,7 @@ def ended_by_a_sentence() -> Iterator[None]:
 
 def explain(error: BaseException) -> str | None:
     """A sentence on what the user, or whoever runs a server, can mend; None for anything else."""
+    from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -39,8 +40,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MlflowException | SQLAlchemyError | RequestException):
-        # Its address may hold a password.
-        return "MLflow: " + re.sub(r"//[^/@\s]*@", "//", str(error)).strip().splitlines()[0]
+        address = get_tracking_uri().partition("?")[0]
+        said = str(error).strip().splitlines()[0]
+        # An address may hold a password.
+        return re.sub(r"//[^/@\s]*@", "//", f"MLflow at {address}: {said}")
     if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
         return "Prefect's temporary server did not start in time; is the machine overloaded?"
     if isinstance(error, OSError) and error.strerror:

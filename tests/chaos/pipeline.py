@@ -1,6 +1,7 @@
 """`python -m flows.train_gan` in a folder of its own, to be killed, and what it left."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 from mlflow import MlflowClient
 
 from gan.bundle import bundle_digest
+from gan.checkpoint import Checkpoints
 from tests.deployments.local_stack import wait_for
 
 EPOCHS = [1, 2]
@@ -33,7 +35,7 @@ SECONDS = {
 ENOUGH_S = 240
 COMMAND = (sys.executable, "-m", "flows.train_gan", "--num-samples", "200")
 RECONCILE = (sys.executable, "-m", "flows.reconcile_runs")
-GAN = "from flows.gan_command import main; main()"
+GAN = (sys.executable, "-c", "from flows.gan_command import main; main()")
 
 
 class Pipeline:
@@ -72,7 +74,7 @@ class Pipeline:
 
     def start(self, *options: str) -> None:
         """Type the command; with --resume if there is something to resume."""
-        resume = ["--resume"] if list(self.home.glob("runs/*/checkpoints/step-*")) else []
+        resume = ["--resume"] if self.checkpoints else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, *PARAMETERS, *resume, *options],
@@ -93,11 +95,21 @@ class Pipeline:
         self.start(*options)
         return self.wait()
 
+    def command(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Type something else here."""
+        return subprocess.run(
+            words,
+            check=False,
+            cwd=self.home,
+            env=self.variables | variables,
+            capture_output=True,
+            text=True,
+            timeout=ENOUGH_S,
+        )
+
     def reconcile(self) -> None:
         """What the next run would do at its start, where nothing is left to run."""
-        subprocess.run(
-            RECONCILE, cwd=self.home, env=self.variables, check=True, capture_output=True
-        )
+        self.command(*RECONCILE).check_returncode()
 
     def end(self) -> None:
         if self.process and self.process.poll() is None:
@@ -106,12 +118,23 @@ class Pipeline:
 
     def is_done(self) -> bool:
         """Whether a run is over with nothing left to resume, though it was killed as it went."""
-        left = list(self.home.glob("runs/*/checkpoints/step-*"))
-        return not left and (self.home / "mlflow.db").exists() and "FINISHED" in self.statuses()
+        store = self.home / "mlflow.db"
+        return not self.checkpoints and store.exists() and "FINISHED" in self.statuses()
 
     @property
     def output(self) -> str:
         return self.log.read_text()
+
+    @property
+    def complaint(self) -> str:
+        """The sentence that a run of the command ended with, when it had nothing else to say."""
+        return find_complaint(self.output)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Those of all runs that are not over, the newest of each first."""
+        folders = self.home.glob("runs/*/checkpoints")
+        return [path for folder in folders for path in Checkpoints(folder).find()]
 
     def wait_for_step(self, step: str) -> bool:
         """Wait until a step of the flow begins; whether it did before the run was over."""
@@ -125,7 +148,9 @@ class Pipeline:
                 return True
             return False if self.process.poll() is not None else None
 
-        return step == "start" or wait_for(ask, seconds=ENOUGH_S, what=f"{step}; {self.output}")
+        return step == "start" or wait_for(
+            ask, seconds=ENOUGH_S, what=lambda: f"{step}; {self.output}"
+        )
 
     def wait_for_processes(self, seconds: float = 20) -> list[psutil.Process]:
         """What is left of all runs, once it had the time to go."""
@@ -149,6 +174,8 @@ class Pipeline:
     def statuses(self) -> list[str]:
         """The states of all MLflow runs, the newest first."""
         experiment = self.mlflow.get_experiment_by_name("mnist-gan")
+        if experiment is None:
+            return []
         return [run.info.status for run in self.mlflow.search_runs([experiment.experiment_id])]
 
     def flow_run_states(self) -> list[str]:
@@ -159,6 +186,14 @@ class Pipeline:
                 "where flow.name = 'train-gan' order by flow_run.created"
             )
             return [state for (state,) in rows]
+
+
+def find_complaint(output: str) -> str:
+    """The sentence on what is wrong, in all that a command said."""
+    assert "Traceback" not in output, output
+    complaints = [line for line in output.splitlines() if re.match(r"([\w .-]+: )?error: ", line)]
+    assert complaints, output
+    return complaints[-1]
 
 
 @dataclass(frozen=True)
@@ -196,10 +231,7 @@ def check_result(pipeline: Pipeline) -> Reference:
     assert version.tags["s3"].startswith(pipeline.address)
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
     assert not (folder / "checkpoints").exists()
-    pulled = subprocess.run(
-        [sys.executable, "-c", GAN, "pull", "--from", pipeline.address],
-        check=False, cwd=pipeline.home, env=pipeline.variables, capture_output=True, text=True,
-    )  # fmt: skip
+    pulled = pipeline.command(*GAN, "pull", "--from", pipeline.address)
     assert pulled.returncode == 0, pulled.stderr
     assert digest in pulled.stdout
     return Reference(digest=digest, losses=tuple(point.value for point in losses))

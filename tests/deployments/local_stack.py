@@ -39,14 +39,17 @@ READY_S = 150
 T = TypeVar("T")
 
 
-def wait_for(ask: Callable[[], T | None], *, seconds: float, what: str) -> T:
-    """Ask until there is an answer that is not None, or fail."""
+def wait_for(ask: Callable[[], T | None], *, seconds: float, what: str | Callable[[], str]) -> T:
+    """Ask until there is an answer that is not None, or fail.
+
+    `what` says what was waited for; as a function it is called in the end, to say how things are.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (answer := ask()) is not None:
             return answer
         time.sleep(0.25)
-    pytest.fail(f"waited {seconds:g} s in vain for {what}")
+    pytest.fail(f"waited {seconds:g} s in vain for {what if isinstance(what, str) else what()}")
 
 
 def free_ports() -> dict[str, str]:
@@ -109,7 +112,7 @@ class LocalStack:
                 pytest.fail(f"the stack ended while starting:\n{self.output}")
             return True if "In another terminal" in self.output else None
 
-        wait_for(ready, seconds=READY_S, what=f"the stack; it says:\n{self.output}")
+        wait_for(ready, seconds=READY_S, what=lambda: f"the stack; it says:\n{self.output}")
         return self
 
     def end(self, signum: signal.Signals = signal.SIGINT) -> int:
@@ -133,7 +136,7 @@ class LocalStack:
         wait_for(
             lambda: None if self.processes() else True,
             seconds=seconds,
-            what=f"the end of {self.processes()}",
+            what=lambda: f"the end of {self.processes()}",
         )
 
     @cached_property
@@ -171,7 +174,9 @@ class LocalStack:
             state = self.prefect.read_flow_run(flow_run_id).state
             return state if state is not None and state.is_final() else None
 
-        return wait_for(ask, seconds=seconds, what=f"the end of a run; the stack:\n{self.output}")
+        return wait_for(
+            ask, seconds=seconds, what=lambda: f"the end of a run; the stack:\n{self.output}"
+        )
 
     def tasks_of(self, flow_run_id: UUID) -> set[str]:
         """The tasks of a run that have begun, without the ends of their names."""

@@ -161,7 +161,9 @@ class SharedServer:
             over = found.state and found.state.is_final() and not found.state.is_crashed()
             return found if over else None
 
-        return wait_for(ask, seconds=seconds, what=f"the end; {self.api.read_flow_run(run).state}")
+        return wait_for(
+            ask, seconds=seconds, what=lambda: f"the end; {self.api.read_flow_run(run).state}"
+        )
 
 
 @pytest.fixture(scope="module")
