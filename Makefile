@@ -72,7 +72,7 @@ bench: $(READY) ## Measure speed, judging, memory, growth and the pipeline's own
 	    echo "== $$part: $$(date +%H:%M:%S)"; $(PY) -m benchmarks.$$part || exit 1; echo; done
 
 .PHONY: ablation
-ablation: $(READY) ## Train recipe quick with one thing changed at a time, SEEDS times: ten trainings a seed
+ablation: $(READY) ## Train recipe quick with one thing changed at a time, SEEDS times: eleven trainings a seed
 	$(PY) -m benchmarks.ablation --seeds $(or $(SEEDS),3)
 
 .PHONY: temperature

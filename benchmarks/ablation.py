@@ -52,6 +52,7 @@ def variants() -> dict[str, TrainConfig]:
         "relativistic, R1 + R2": replace(whole, loss="relativistic", r2_gamma=whole.r1_gamma),
         "no average of weights": replace(whole, ema_halflife_images=0.0),
         "no cooldown": replace(whole, cooldown=0.0),
+        "cooldown from the first step": replace(whole, cooldown=1.0),
         "float32": replace(whole, precision="float32"),
     }
 

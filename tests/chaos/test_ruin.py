@@ -5,6 +5,7 @@ Each ends with a sentence; nothing is registered, and what was saved before is k
 
 import math
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -96,6 +97,25 @@ def test_checkpoint_is_altered(pipeline: Pipeline, reference: Reference, trials:
     newest.write_bytes(content)
     assert pipeline.run() == 0, pipeline.output
     assert f"{newest.name} is torn or altered" in " ".join(pipeline.output.split())
+    assert check_result(pipeline) == reference
+    trials.recover()
+
+
+def test_data_is_damaged(pipeline: Pipeline, reference: Reference, trials: Trials) -> None:
+    """A byte of MNIST altered: the file is fetched again."""
+    trials.begin()
+    whole = Path(pipeline.variables["MNIST_GAN_DATA_DIR"])
+    pipeline.variables |= {
+        "MNIST_GAN_DATA_DIR": str(pipeline.home / "data"),
+        "MNIST_GAN_DATA_MIRRORS": str(whole / "raw"),
+    }
+    shutil.copytree(whole / "raw", pipeline.home / "data" / "raw")
+    damaged = pipeline.home / "data" / "raw" / "train-images-idx3-ubyte"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert pipeline.run() == 0, pipeline.output
+    assert damaged.read_bytes() == (whole / "raw" / damaged.name).read_bytes()
     assert check_result(pipeline) == reference
     trials.recover()
 
