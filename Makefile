@@ -34,7 +34,7 @@ help: ## List the targets
 setup: $(READY) ## Make .venv from requirements.lock; the other targets do so by themselves
 
 .PHONY: train
-train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE DEVICES NUM_SAMPLES RESUME
+train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE DEVICES NUM_SAMPLES PROMOTE RESUME
 	@$(PY) -m flows.train_gan \
 	    $(if $(RECIPE),--recipe '$(RECIPE)') \
 	    $(if $(EPOCHS),--epochs '$(EPOCHS)') \
@@ -44,7 +44,26 @@ train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_
 	    $(if $(DEVICE),--device '$(DEVICE)') \
 	    $(if $(DEVICES),--devices '$(DEVICES)') \
 	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
+	    $(if $(PROMOTE),--promote '$(PROMOTE)') \
 	    $(if $(RESUME),--resume)
+
+.PHONY: evaluate
+evaluate: $(READY) ## Look closely at a registered version, the champion or VERSION, for minutes: NUM_SAMPLES NUM_DRAWS SEED DEVICE
+	@$(PY) -m flows.evaluate_generator \
+	    $(if $(VERSION),--version '$(VERSION)') \
+	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
+	    $(if $(NUM_DRAWS),--num-draws '$(NUM_DRAWS)') \
+	    $(if $(SEED),--seed '$(SEED)') \
+	    $(if $(DEVICE),--device '$(DEVICE)')
+
+.PHONY: table
+table: $(READY) ## Make the README's first table again, in a registry of its own: hours, or less with EPOCHS and NUM_SAMPLES
+	@mkdir -p runs/table
+	@export MLFLOW_TRACKING_URI=sqlite:///runs/table/mlflow.db; \
+	for recipe in vanilla quick best; do \
+	    $(MAKE) --no-print-directory train RECIPE=$$recipe PROMOTE=always || exit 1; \
+	    $(MAKE) --no-print-directory evaluate VERSION=champion || exit 1; \
+	done
 
 .PHONY: sweep
 sweep: $(READY) ## Search settings of recipe quick on this machine
