@@ -41,9 +41,9 @@ def explain(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, MlflowException | SQLAlchemyError | RequestException):
         address = get_tracking_uri().partition("?")[0]
-        said = str(error).strip().splitlines()[0]
+        said = f"MLflow at {address}: {error}".strip()
         # An address may hold a password.
-        return re.sub(r"//[^/@\s]*@", "//", f"MLflow at {address}: {said}")
+        return re.sub(r"//[^/@\s]*@", "//", said).splitlines()[0]
     if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
         return "Prefect's temporary server did not start in time; is the machine overloaded?"
     if isinstance(error, OSError) and error.strerror:
