@@ -44,16 +44,27 @@ def check_failure(pipeline: Pipeline, sentence: str) -> None:
     assert pipeline.wait_for_processes() == []
 
 
+def wait_for_checkpoints(pipeline: Pipeline, num: int) -> None:
+    wait_for(
+        lambda: True if len(pipeline.checkpoints) == num else None,
+        seconds=120,
+        what=lambda: f"{num} checkpoints; {pipeline.output}",
+    )
+
+
 def kill_in_training(pipeline: Pipeline) -> Checkpoints:
     """Leave two checkpoints of a training that is not over."""
     pipeline.start()
-    wait_for(
-        lambda: True if len(pipeline.checkpoints) == 2 else None,
-        seconds=120,
-        what=lambda: f"two checkpoints; {pipeline.output}",
-    )
+    wait_for_checkpoints(pipeline, 2)
     kill(pipeline)
     return Checkpoints(pipeline.checkpoints[0].parent)
+
+
+def alter(path: Path) -> None:
+    """Change a bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_losses_are_no_numbers(pipeline: Pipeline, reference: Reference, trials: Trials) -> None:
@@ -92,9 +103,7 @@ def test_checkpoint_is_altered(pipeline: Pipeline, reference: Reference, trials:
     """The newest checkpoint altered: the one before is taken."""
     trials.begin()
     newest = kill_in_training(pipeline).find()[0]
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
+    alter(newest)
     assert pipeline.run() == 0, pipeline.output
     assert f"{newest.name} is torn or altered" in " ".join(pipeline.output.split())
     assert check_result(pipeline) == reference
@@ -102,7 +111,7 @@ def test_checkpoint_is_altered(pipeline: Pipeline, reference: Reference, trials:
 
 
 def test_data_is_damaged(pipeline: Pipeline, reference: Reference, trials: Trials) -> None:
-    """A byte of MNIST altered: the file is fetched again."""
+    """A bit of MNIST altered: the file is fetched again."""
     trials.begin()
     whole = Path(pipeline.variables["MNIST_GAN_DATA_DIR"])
     pipeline.variables |= {
@@ -111,9 +120,7 @@ def test_data_is_damaged(pipeline: Pipeline, reference: Reference, trials: Trial
     }
     shutil.copytree(whole / "raw", pipeline.home / "data" / "raw")
     damaged = pipeline.home / "data" / "raw" / "train-images-idx3-ubyte"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    alter(damaged)
     assert pipeline.run() == 0, pipeline.output
     assert damaged.read_bytes() == (whole / "raw" / damaged.name).read_bytes()
     assert check_result(pipeline) == reference
@@ -128,11 +135,7 @@ def test_memory_is_full(pipeline: Pipeline, trials: Trials) -> None:
     options = ("--batch-size", "60000")
     trials.begin()
     pipeline.start(*options)
-    wait_for(
-        lambda: True if pipeline.checkpoints else None,
-        seconds=120,
-        what=lambda: f"a checkpoint; {pipeline.output}",
-    )
+    wait_for_checkpoints(pipeline, 1)
     assert pipeline.process
     pages = int(Path(f"/proc/{pipeline.process.pid}/statm").read_text().split()[0])
     used = pages * resource.getpagesize()

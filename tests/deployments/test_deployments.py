@@ -274,8 +274,8 @@ def cron_run(stack: LocalStack, minute_ahead: datetime) -> FlowRun:
     """The run that the schedule started by itself; it trains by now."""
 
     def planned() -> FlowRun | None:
-        at_that_time = [r for r in stack.runs_of("weekly") if r.expected_start_time == minute_ahead]
-        return at_that_time[0] if at_that_time else None
+        runs = stack.runs_of("weekly")
+        return next((run for run in runs if run.expected_start_time == minute_ahead), None)
 
     def training() -> FlowRun | None:
         run = stack.prefect.read_flow_run(planned_run.id)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from requests import RequestException
 
 from flows import command_line
+from flows.explanation import explain
 from flows.train_gan import train_gan as train_gan_flow
 from tests.flows.conftest import TINY, Command
 
@@ -83,6 +85,18 @@ def test_mlflow_store_that_is_none_is_refused_in_a_sentence(
     assert "MLflow" in last
     assert "unsupported URI 'nonsense://'" in last
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("said", ["", "no answer\nfrom it", "http://user:secret@there is none"])
+def test_what_mlflow_refuses_names_its_store_and_no_password(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@store/?key=secret")
+    sentence = explain(RequestException(said))
+    assert sentence is not None
+    assert sentence.startswith("MLflow at http://store/:")
+    assert "secret" not in sentence
+    assert "\n" not in sentence
 
 
 @pytest.mark.slow
