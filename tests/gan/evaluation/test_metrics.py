@@ -150,11 +150,11 @@ def test_support_takes_known_radii() -> None:
 
 
 def test_nearest_distances_are_those_of_all_pairs_and_a_copy_is_at_zero() -> None:
-    queries, references = normal(1100, 20, seed=1), normal(300, 20, seed=2)
-    queries[5] = references[7]
+    queries, references = normal(1100, 20, seed=1), normal(2 * metrics.TILE + 1, 20, seed=2)
+    queries[5], queries[6] = references[7], references[-1]
     nearest = nearest_distances(queries, references)
     torch.testing.assert_close(nearest, torch.cdist(queries, references).min(1).values)
-    assert nearest[5] == 0
+    assert nearest[5] == nearest[6] == 0
 
 
 @pytest.mark.parametrize("bytewise", [False, True])
@@ -165,10 +165,11 @@ def test_nearest_images_are_those_of_all_pairs_and_a_copy_is_at_zero(
     monkeypatch.setattr(metrics, "_multiplies_bytes", lambda device: bytewise)
     rng = torch.Generator().manual_seed(0)
     queries, references = (
-        torch.randint(256, (size, 28, 28), generator=rng, dtype=torch.uint8) for size in (num, 301)
+        torch.randint(256, (size, 28, 28), generator=rng, dtype=torch.uint8)
+        for size in (num, metrics.TILE + 1)
     )
     references[3], references[4] = 0, 255
-    queries[0] = references[7]
+    queries[0] = references[-1]
     found = nearest_image_distances(queries, references)
     points = [images.flatten(1).double() / 255 for images in (queries, references)]
     expected = torch.cdist(*points, compute_mode="donot_use_mm_for_euclid_dist").min(1).values
