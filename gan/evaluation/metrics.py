@@ -135,7 +135,8 @@ def nearest_distances(queries: Tensor, references: Tensor) -> Tensor:
         torch.addmm(some.square().sum(1), queries, some.T, alpha=-2)
         for some in references.split(TILE)
     )
-    return torch.linalg.vector_norm(queries - references[index], dim=1)
+    distances: Tensor = torch.linalg.vector_norm(queries - references[index], dim=1)
+    return distances
 
 
 def nearest_image_distances(queries: Tensor, references: Tensor) -> Tensor:
@@ -151,7 +152,9 @@ def nearest_image_distances(queries: Tensor, references: Tensor) -> Tensor:
         some.int().square().sum(1).int() - 2 * torch._int_mm(points, some.T)
         for some in _centred(references).split(TILE)
     )
-    return torch.linalg.vector_norm(_pixels(queries) - _pixels(references[index]), dim=1)
+    apart = _pixels(queries) - _pixels(references[index])
+    distances: Tensor = torch.linalg.vector_norm(apart, dim=1)
+    return distances
 
 
 def _least(pieces: Iterable[Tensor]) -> Tensor:
