@@ -15,9 +15,10 @@ export PREFECT_FLOWS_HEARTBEAT_FREQUENCY ?= 30
 export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR ?= false
 # Without git on the machine, MLflow's library for it would print a page of warnings a run.
 export GIT_PYTHON_REFRESH ?= quiet
-# Threads that spin while they wait make a step many times slower as soon as another process wants
-# one of the cores.
-export OMP_WAIT_POLICY ?= passive
+# Threads that wait spin a thousand times before they sleep: without that, waking them takes a fifth to
+# a third of a training; much longer, they hold up whoever wants the cores as well.
+export OMP_WAIT_POLICY ?= active
+export GOMP_SPINCOUNT ?= 1000
 
 # The name holds what was installed: a changed lock makes .venv again, a touched one does not. It is
 # written last, so that an interrupted install does not count.

@@ -5,14 +5,19 @@ Those servers keep their records in one place, and none is up all the time to mi
 
 from __future__ import annotations
 
+import functools
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from prefect import tags
+from prefect.context import TagsContext
 from prefect.settings import PREFECT_HOME
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -28,6 +33,21 @@ def presence(mark: str) -> Iterator[None]:
     with FileLock(path), tags(tag):
         yield
         path.unlink()
+
+
+def untagged(body: Callable[..., T]) -> Callable[..., T]:
+    """The body of a flow whose task runs do not take over the tags of the flow run.
+
+    Prefect asks the server before each task with tags whether they are limited. The temporary one,
+    on SQLite, often is busy then, and the client waits for two seconds before it asks again.
+    """
+
+    @functools.wraps(body)
+    def without_tags(*args: Any, **kwargs: Any) -> T:
+        with TagsContext():
+            return body(*args, **kwargs)
+
+    return without_tags
 
 
 def clear_dead() -> Iterator[str]:

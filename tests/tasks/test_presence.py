@@ -8,7 +8,7 @@ import pytest
 from prefect import tags
 from prefect.settings import PREFECT_HOME, temporary_settings
 
-from tasks.presence import clear_dead, presence
+from tasks.presence import clear_dead, presence, untagged
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,16 @@ def test_what_begins_inside_is_tagged_and_nothing_is_left() -> None:
     with presence("one"), tags() as current:
         assert current == {"process-one"}
     assert list(clear_dead()) == []
+
+
+def test_the_tag_is_the_flow_runs_alone_and_not_its_tasks() -> None:
+    @untagged
+    def body() -> set[str]:
+        with tags() as current:
+            return current
+
+    with presence("one"):
+        assert body() == set()
 
 
 def test_one_that_raised_is_cleared_once_whatever_prefect_knows() -> None:
