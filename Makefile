@@ -15,8 +15,8 @@ export PREFECT_FLOWS_HEARTBEAT_FREQUENCY ?= 30
 export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR ?= false
 # Without git on the machine, MLflow's library for it would print a page of warnings a run.
 export GIT_PYTHON_REFRESH ?= quiet
-# Threads that wait spin a thousand times before they sleep: without that, waking them takes a fifth to
-# a third of a training; much longer, they hold up whoever wants the cores as well.
+# Threads that wait spin a thousand times before they sleep: without that, waking them takes an eighth
+# to a third of a training; much longer, they hold up whoever wants the cores as well.
 export OMP_WAIT_POLICY ?= active
 export GOMP_SPINCOUNT ?= 1000
 
