@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
-import gc
 import inspect
 import logging
 import os
@@ -34,8 +32,6 @@ busy machine."""
 def run(flow: Flow[..., Any]) -> None:
     """Run the flow with the options given; what the user can mend ends it with one sentence."""
     _quieten_user_errors()
-    # At its end Python would search a million objects of the modules for garbage, for two seconds.
-    atexit.register(gc.freeze)
     try:
         with ended_by_a_sentence(), ExitStack() as stack:
             parameters = flow.validate_parameters(_parse(flow))
