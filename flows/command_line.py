@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 import logging
 import os
 import sys
 import uuid
 from contextlib import ExitStack
+from importlib import import_module
+from threading import Thread
 from typing import Any
 
 from prefect import Flow
@@ -31,6 +34,8 @@ busy machine."""
 
 def run(flow: Flow[..., Any]) -> None:
     """Run the flow with the options given; what the user can mend ends it with one sentence."""
+    # What is imported stays: no search for garbage looks at it again, the last one least of all.
+    gc.freeze()
     _quieten_user_errors()
     try:
         with ended_by_a_sentence(), ExitStack() as stack:
@@ -48,6 +53,9 @@ def run(flow: Flow[..., Any]) -> None:
                 watch_over(os.environ[MARK])
                 stack.enter_context(presence(os.environ[MARK]))
                 flow.fn = untagged(flow.fn)
+                # torch's optimizers and exporter want it, and it takes over a second: while that
+                # server starts, there is a core for it.
+                Thread(target=import_module, args=["torch._dynamo"], daemon=True).start()
             flow(**parameters)
     except ParameterTypeError as error:
         faults = str(error).splitlines()[1:]

@@ -153,6 +153,45 @@ def test_temporary_server_keeps_a_connection_that_is_idle_for_a_while(
     assert done.stdout.split() == ["b'true'"] * 2
 
 
+COMPILING = """
+import sys
+import time
+
+from prefect import flow
+
+from flows import command_line
+
+
+@flow
+def idle():
+    deadline = time.monotonic() + 60
+    while "torch._dynamo" not in sys.modules and time.monotonic() < deadline:
+        time.sleep(0.1)
+    print("torch._dynamo" in sys.modules)
+
+
+print("torch._dynamo" in sys.modules)
+command_line.run(idle)
+"""
+
+
+@pytest.mark.slow
+def test_torchs_compiler_is_imported_while_the_temporary_server_starts(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILING],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "True"]
+
+
 def test_unknown_option_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
