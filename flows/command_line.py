@@ -34,8 +34,6 @@ busy machine."""
 
 def run(flow: Flow[..., Any]) -> None:
     """Run the flow with the options given; what the user can mend ends it with one sentence."""
-    # What is imported stays: no search for garbage looks at it again, the last one least of all.
-    gc.freeze()
     _quieten_user_errors()
     try:
         with ended_by_a_sentence(), ExitStack() as stack:
@@ -53,8 +51,11 @@ def run(flow: Flow[..., Any]) -> None:
                 watch_over(os.environ[MARK])
                 stack.enter_context(presence(os.environ[MARK]))
                 flow.fn = untagged(flow.fn)
-                # torch's optimizers and exporter want it, and it takes over a second: while that
-                # server starts, there is a core for it.
+                # What is imported stays: no search for garbage looks at it again, least of all the
+                # last. Not so with triton, whose bindings would be reported as leaks.
+                gc.freeze()
+                # It brings triton. torch's optimizers and exporter want it, and it takes over a
+                # second: while that server starts, there is a core for it.
                 Thread(target=import_module, args=["torch._dynamo"], daemon=True).start()
             flow(**parameters)
     except ParameterTypeError as error:

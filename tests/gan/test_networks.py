@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -167,6 +167,7 @@ def test_dropout_at_its_edges() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
+@example(0, 2**32)
 def test_dropout_draws_from_its_own_generator_alone(seed: int, other: int) -> None:
     units = torch.ones(256)
     torch.manual_seed(seed)
@@ -175,7 +176,9 @@ def test_dropout_draws_from_its_own_generator_alone(seed: int, other: int) -> No
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(other)
     assert torch.equal(dropout(0.5, seed)(units), first)
-    assert torch.equal(dropout(0.5, other)(units), first) == (seed == other)
+    # torch's generator on a CPU, a Mersenne twister, takes the lower 32 bits of a seed.
+    same = seed % 2**32 == other % 2**32
+    assert torch.equal(dropout(0.5, other)(units), first) == same
 
 
 def test_dropout_passes_the_gradient_where_it_passed_the_unit() -> None:
