@@ -110,6 +110,20 @@ def test_temporary_server_that_takes_too_long_is_said_in_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def said_by(program: str, environment: dict[str, str], folder: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
 IDLING = '''
 import http.client
 import time
@@ -140,17 +154,7 @@ command_line.run(idle)
 def test_temporary_server_keeps_a_connection_that_is_idle_for_a_while(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IDLING],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["b'true'"] * 2
+    assert said_by(IDLING, environment, tmp_path) == ["b'true'"] * 2
 
 
 COMPILING = """
@@ -179,17 +183,7 @@ command_line.run(idle)
 def test_torchs_compiler_is_imported_while_the_temporary_server_starts(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILING],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", "True"]
+    assert said_by(COMPILING, environment, tmp_path) == ["False", "True"]
 
 
 def test_unknown_option_is_refused(
