@@ -2,5 +2,5 @@
 
 import gc
 
-# Imports make half a million objects that stay; by default Python stops every 700 to search them.
+# Imports make half a million objects that stay; by default, every 700 bring a search for garbage.
 gc.set_threshold(100_000)

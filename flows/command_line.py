@@ -51,11 +51,11 @@ def run(flow: Flow[..., Any]) -> None:
                 watch_over(os.environ[MARK])
                 stack.enter_context(presence(os.environ[MARK]))
                 flow.fn = untagged(flow.fn)
-                # What is imported stays: no search for garbage looks at it again, least of all the
-                # last. Not so with triton, whose bindings would be reported as leaks.
+                # What is imported by now stays: no search for garbage looks at it again, least of
+                # all the last. triton comes later: frozen, its bindings are reported as leaks.
                 gc.freeze()
-                # It brings triton. torch's optimizers and exporter want it, and it takes over a
-                # second: while that server starts, there is a core for it.
+                # torch's optimizers and exporter want its compiler (and that wants triton), which
+                # takes over a second: while that server starts, there is a core for it.
                 Thread(target=import_module, args=["torch._dynamo"], daemon=True).start()
             flow(**parameters)
     except ParameterTypeError as error:
