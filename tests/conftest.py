@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.registry import Registry, register_two
 from tests.s3_store import free_ports, s3_store
@@ -11,6 +12,10 @@ from tests.s3_store import free_ports, s3_store
 # Servers and several processes at once are what tests are about. Two threads of one training that
 # wait for each other on a busy machine of two cores make a step ten times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# On a busy machine anything may take its time.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +35,9 @@ def mnist_dir(pytestconfig: pytest.Config) -> Path:
     from tasks.mnist_sources import default_sources
     from tasks.settings import load_settings
 
-    settings = load_settings()
-    folder = pytestconfig.rootpath / settings.data_dir
-    return fetch_mnist(folder, default_sources(settings.data_mirrors)).folder
+    found = load_settings()
+    folder = pytestconfig.rootpath / found.data_dir
+    return fetch_mnist(folder, default_sources(found.data_mirrors)).folder
 
 
 @pytest.fixture(scope="session")

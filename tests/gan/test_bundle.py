@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
@@ -391,7 +391,6 @@ def test_what_is_not_a_json_object_is_refused(payload: bytes, bundle: Path) -> N
     assert_refused(bundle, "manifest.json is not")
 
 
-@settings(deadline=None)
 @given(
     names=st.dictionaries(
         st.sampled_from([WEIGHTS, CONFIG, CARD, ONNX, MANIFEST]) | st.text(max_size=9),
@@ -422,7 +421,6 @@ def test_no_bytes_do_more_to_the_manifest_than_be_refused(payload: bytes) -> Non
         parse_manifest(payload)
 
 
-@settings(deadline=None)
 @given(
     network=st.sampled_from([SMALL, MlpConfig(latent_dim=2)]),
     key=st.sampled_from([*CONFIG_OF[SMALL], "networks", "latent_dim", "width", "self", "\ud800"]),
@@ -580,7 +578,6 @@ def test_what_is_not_safetensors_is_refused(payload: bytes, bundle: Path) -> Non
     assert_refused(bundle, "is not a safetensors file")
 
 
-@settings(deadline=None)
 @given(
     header=st.dictionaries(
         st.sampled_from(["project.weight", "layers.12.bias", "layers.1.num_batches_tracked", "a"]),

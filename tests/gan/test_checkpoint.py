@@ -62,7 +62,7 @@ def run(config: TrainConfig, checkpoints: Checkpoints, num_steps: int) -> TrainS
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["vanilla", "quick", "relativistic"])
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 @given(pieces=st.lists(st.integers(1, 4), min_size=1, max_size=8))
 def test_training_in_pieces_is_training_in_one(
     config: TrainConfig, pieces: list[int], tmp_path_factory: pytest.TempPathFactory
@@ -100,7 +100,6 @@ def test_the_newest_two_are_kept_and_no_scratch_file(tmp_path: Path) -> None:
 
 
 @settings(
-    deadline=None,
     max_examples=12,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -41,7 +41,6 @@ def test_relativistic_losses_by_hand() -> None:
     assert g_loss.item() == pytest.approx((math.log1p(math.exp(1)) + math.log1p(math.exp(-3))) / 2)
 
 
-@settings(deadline=None)
 @given(logit_pairs())
 def test_the_logistic_loss_is_the_sum_of_two_cross_entropies(pair: tuple[Tensor, Tensor]) -> None:
     real, fake = pair
@@ -56,7 +55,6 @@ def test_the_logistic_loss_is_the_sum_of_two_cross_entropies(pair: tuple[Tensor,
     )
 
 
-@settings(deadline=None)
 @given(logit_pairs(), st.floats(-5, 5))
 def test_the_relativistic_loss_sees_only_differences_and_changes_sides(
     pair: tuple[Tensor, Tensor], shift: float

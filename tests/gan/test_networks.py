@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -165,7 +165,6 @@ def test_dropout_at_its_edges() -> None:
     assert dropout(1 - 1e-12)(units).isfinite().all()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 @example(0, 2**32)
 def test_dropout_draws_from_its_own_generator_alone(seed: int, other: int) -> None:

@@ -46,7 +46,7 @@ def assert_same_pictures(images: Tensor, others: Tensor) -> None:
     assert (images.int() - others.int()).abs().max() <= 1
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(digits=DIGITS, num=st.integers(1, 3), seed=st.integers(0, 2**63 - 1))
 def test_the_same_wish_gives_the_same_pictures(digits: list[int], num: int, seed: int) -> None:
     images = draw(CONDITIONAL, digits, num=num, seed=seed)
@@ -139,7 +139,7 @@ def test_temperature_scales_the_noise_and_1_changes_nothing() -> None:
 
 
 @GENERATORS
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**63 - 1), to_seed=st.integers(0, 2**63 - 1), num=st.integers(2, 9))
 def test_way_goes_from_one_seeds_image_to_the_others(
     generator: Generator, seed: int, to_seed: int, num: int

@@ -62,7 +62,7 @@ def test_centring_puts_real_digits_where_they_were(mnist_dir: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_centring_moves_all_ink_and_nothing_else(data: st.DataObject) -> None:
     rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
     ink = torch.rand(3, 1, 20, 20, generator=rng) ** data.draw(st.sampled_from([1, 9, 99]))
@@ -100,7 +100,7 @@ def test_too_few_dots_are_refused() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_scan_fills_the_box_with_8_bits_wherever_the_ink_is(data: st.DataObject) -> None:
     rng = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
     canvas = torch.zeros(1, 60, 60, dtype=torch.bool)

@@ -84,7 +84,7 @@ def test_missing_file_and_other_bytes_are_refused(tmp_path: Path) -> None:
         read_space(tmp_path / "bytes")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     space=st.dictionaries(
         st.sampled_from(["learning_rate", "batch_size", "loss", "beta1", "width", "epochs", "é"]),
@@ -109,7 +109,7 @@ def test_any_space_is_searched_or_refused(space: Space) -> None:
     assert all(describe_space(distributions).values())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_everything_proposed_can_be_trained(seed: int) -> None:
     space: Space = {

@@ -139,9 +139,7 @@ def test_page_of_the_noisiest_pictures_is_below_three_megabytes(tmp_path: Path) 
     assert page.stat().st_size < 3e6
 
 
-@settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(codec="utf-8")) | st.just(HOSTILE))
 def test_no_text_becomes_markup(text: str, folder: Path, tmp_path: Path) -> None:
     def pages(text: str) -> Skeleton:
@@ -177,7 +175,7 @@ def charts(draw: st.DrawFn) -> Chart:
     return Chart(title="Losses", note="", series=lines)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(chart=charts())
 def test_lines_ticks_and_cursors_lie_in_the_box(chart: Chart) -> None:
     width, height = chart.SIZE

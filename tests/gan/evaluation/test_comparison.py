@@ -108,7 +108,7 @@ def test_noise_in_common_makes_the_interval_narrower() -> None:
     assert mean_width(True) < 0.7 * mean_width(False)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**63 - 1), rows=st.integers(5, 60), scale=st.floats(0.1, 10))
 def test_exchanging_the_two_mirrors_the_interval(seed: int, rows: int, scale: float) -> None:
     ours, theirs, real = normal(rows, 1), scale * normal(rows, 2), normal(70, 3)
