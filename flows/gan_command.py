@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from flows.explanation import ended_by_a_sentence
+from gan.config import NUM_SEEDS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -203,7 +204,7 @@ def _parse() -> argparse.Namespace:
         "--num", type=_whole_number(1, MAX_IMAGES), default=16, help="images (default: 16)"
     )
     command.add_argument(
-        "--seed", type=_whole_number(0, 2**63 - 1), default=0, help="decides which (default: 0)"
+        "--seed", type=_whole_number(0, NUM_SEEDS - 1), default=0, help="decides which (default: 0)"
     )
     way = command.add_mutually_exclusive_group()
     way.add_argument(
@@ -214,7 +215,7 @@ def _parse() -> argparse.Namespace:
     )
     way.add_argument(
         "--to-seed",
-        type=_whole_number(0, 2**63 - 1),
+        type=_whole_number(0, NUM_SEEDS - 1),
         metavar="SEED",
         help="draw the way from one seed's digit to another's",
     )

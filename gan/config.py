@@ -14,6 +14,9 @@ Precision = Literal["float32", "mixed"]
 
 BOX = 20
 """Pixels: the side of the box that each of MNIST's digits fills, in height or width."""
+NUM_SEEDS = 2**32
+"""Seeds are below it: torch's generator on the CPU takes no more bits, and would draw one seed's
+numbers for another."""
 
 
 class ConfigError(UserError):
@@ -131,7 +134,7 @@ class TrainConfig:
             _require(value >= 0, f"{name} must be at least 0", value)
         _require(self.penalty_interval >= 1, "penalty_interval must be at least 1",
                  self.penalty_interval)  # fmt: skip
-        _require(0 <= self.seed < 2**63, "seed must be 0 to 2**63 - 1", self.seed)
+        _require(0 <= self.seed < NUM_SEEDS, "seed must be 0 to 2**32 - 1", self.seed)
 
 
 def _require(holds: bool, rule: str, value: object) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gan.config import NUM_SEEDS
 from gan.errors import UserError
 from gan.networks import Generator
 
@@ -75,8 +76,8 @@ def _draw_noise(
     config = generator.config
     if num < 1:
         raise SamplingError(f"num must be at least 1, not {num}")
-    if not 0 <= seed < 2**63:
-        raise SamplingError(f"seed must be 0 to 2**63 - 1, not {seed}")
+    if not 0 <= seed < NUM_SEEDS:
+        raise SamplingError(f"seed must be 0 to 2**32 - 1, not {seed}")
     known = (asked >= ANY_DIGIT) & (asked <= 9) & (asked == wished)
     if asked.ndim != 1 or not bool(known.all()):
         raise SamplingError("a digit must be 0 to 9, or -1 for any")

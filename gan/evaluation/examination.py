@@ -10,6 +10,7 @@ from statistics import stdev
 import torch
 from torch import Tensor
 
+from gan.config import NUM_SEEDS
 from gan.data import Mnist, Split
 from gan.evaluation.judge import Judge, judge_images, load_judge
 from gan.evaluation.scores import Draw, Scores, average, evaluate
@@ -78,7 +79,7 @@ def examine(
         draw: the generator under judgement.
         data: the real images.
         num_samples: drawings to score, 10,000 at most.
-        num_draws: how often to draw and score, with seeds from `seed` on.
+        num_draws: how often to draw and score, with seeds from `seed` on (0 follows the largest).
         seed: decides what is drawn and how everything is trained.
         device: where to measure.
         cache: a folder in which to keep what the judge sees in the real images.
@@ -87,9 +88,10 @@ def examine(
         EvaluationError: num_samples is out of range.
         JudgeError: the judge's files are not the pinned ones.
     """
+    *seeds, last_seed = ((seed + each) % NUM_SEEDS for each in range(num_draws + 1))
     scores = [
         evaluate(draw, data, num_samples=num_samples, seed=each, device=device, cache=cache)
-        for each in range(seed, seed + num_draws)
+        for each in seeds
     ]
     num_learned_from = min(LEARNED_FROM * num_samples, len(data.train) * 5 // 6)
     protocols = [
@@ -98,7 +100,7 @@ def examine(
     ]
     num_known = protocols[0].num_needed
     rng = torch.Generator().manual_seed(seed)
-    images, asked = draw(num_known + num_samples, seed + num_draws)
+    images, asked = draw(num_known + num_samples, last_seed)
     order = torch.randperm(len(images), generator=rng)
     images = images[order.to(images.device)].to(device)
     asked = None if asked is None else asked.cpu()[order].to(device)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gan.config import NUM_SEEDS
 from gan.data import Mnist
 from gan.evaluation.examination import Examination, examine, find_suspicious
 from gan.evaluation.two_sample import TWO_SAMPLE_50K, believe, train_adversary
@@ -44,6 +45,17 @@ def test_the_same_seed_finds_the_same(mnist: Mnist, small: Mnist, unseen: Examin
     again = examine(draw, small, num_samples=300, num_draws=2)
     assert again.means() == unseen.means()
     assert torch.equal(again.suspicious, unseen.suspicious)
+
+
+def test_the_seed_after_the_largest_is_0(mnist: Mnist, small: Mnist) -> None:
+    draw, seeds = draw_from(part(mnist.train, 10_000, 30_000)), []
+
+    def record(num: int, seed: int) -> tuple[Tensor, Tensor | None]:
+        seeds.append(seed)
+        return draw(num, seed)
+
+    examine(record, small, num_samples=60, num_draws=2, seed=NUM_SEEDS - 2)
+    assert seeds == [NUM_SEEDS - 2, NUM_SEEDS - 1, 0]
 
 
 def test_drawings_of_wrong_digits_teach_nothing(mnist: Mnist, small: Mnist) -> None:
