@@ -134,9 +134,7 @@ def test_view_is_in_the_menu_of_views(page: Page, mlflow_ui: str, run: Run) -> N
     expect(page.get_by_text("viewing a shared view")).to_be_visible()
 
 
-def test_pictures_come_back_from_the_store(
-    page: Page, mlflow_ui: str, run: Run, screenshots: Path | None
-) -> None:
+def test_pictures_come_back_from_the_store(page: Page, mlflow_ui: str, run: Run) -> None:
     page.goto(f"{mlflow_ui}/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts")
     with page.expect_response(lambda response: "losses.png" in response.url) as answer:
         page.get_by_text("losses.png").click()
@@ -144,7 +142,6 @@ def test_pictures_come_back_from_the_store(
     page.wait_for_function(
         "[...document.images].some(image => image.complete && image.naturalWidth > 300)"
     )
-    keep(page, screenshots, "mlflow-artifacts")
 
 
 def test_model_page_names_the_champion_and_its_run(
