@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from flows.explanation import ended_by_a_sentence
-from gan.config import NUM_SEEDS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +32,8 @@ MAX_IMAGES = 10_000
 SCORES = ("frechet_distance", "coverage", "digit_as_asked")
 """The tags of a version that are listed."""
 ANY_DIGIT = -1
-"""As in `gan.sampling`, which takes a second to import."""
+NUM_SEEDS = 2**32
+"""As in `gan.sampling` and `gan.config`, which take a second to import."""
 HEADINGS = ("version", "aliases", "recipe", "Frechet", "coverage", "as asked", "when, UTC", "from")
 PLAIN_WIDTH = 160
 """The width of a table that goes to a file or another program."""

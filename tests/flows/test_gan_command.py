@@ -21,6 +21,7 @@ from PIL import Image
 
 from flows import gan_command
 from gan.bundle import PRETRAINED, load_bundle, verify_bundle
+from gan.config import NUM_SEEDS
 from gan.sampling import ANY_DIGIT, draw, interpolate, tile
 from tests.registry import Registry
 
@@ -271,7 +272,8 @@ def test_signed_bundle_is_verified_with_the_key_and_an_altered_one_is_not(
         (("sample", "--num", "0"), "a whole number, 1 to 10000, not '0'"),
         (("sample", "--num", "10001"), "a whole number, 1 to 10000, not '10001'"),
         (("sample", "--num", "1e3"), "a whole number, 1 to 10000, not '1e3'"),
-        (("sample", "--seed", "4294967296"), "a whole number, 0 to"),
+        (("sample", "--seed", f"{NUM_SEEDS}"), f"a whole number, 0 to {NUM_SEEDS - 1}, not"),
+        (("sample", "--to-seed", f"{NUM_SEEDS}"), f"a whole number, 0 to {NUM_SEEDS - 1}, not"),
         (("sample", "--seed", "²"), "a whole number, 0 to"),
         (("sample", "--temperature", "2.1"), "a number, 0 to 2, not '2.1'"),
         (("sample", "--temperature", "nan"), "a number, 0 to 2, not 'nan'"),
