@@ -30,7 +30,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from gan.config import TrainConfig
+from gan.config import NUM_SEEDS, TrainConfig
 from gan.data import load_mnist
 from gan.errors import UserError
 from gan.evaluation.judge import judge_images, load_judge
@@ -133,7 +133,7 @@ def open_study(folder: Path, seed: int = 0) -> Study:
         storage=open_storage(folder),
         study_name="sweep",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed % 2**32),
+        sampler=optuna.samplers.TPESampler(n_startup_trials=STARTUP_TRIALS, seed=seed % NUM_SEEDS),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
     )
 
