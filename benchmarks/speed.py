@@ -37,6 +37,7 @@ from gan.training import TrainState, choose_device, train, uses_bfloat16
 ENDLESS = 100_000
 """Epochs, of which only those are trained that the rounds have time for."""
 TEXTBOOK, OURS, OURS_FLOAT32 = "the textbook's loop", "`gan.train`", "`gan.train` in float32"
+GRAPHS = "`gan.train`, a step a CUDA graph"
 COMPILED = f"{variants.BFLOAT16}, torch.compile"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -67,10 +68,10 @@ def by_variant(tricks: tuple[str, ...], config: TrainConfig, setting: Setting) -
     return accumulate(config.batch_size for _ in losses)
 
 
-def by_us(config: TrainConfig, setting: Setting) -> Iterator[int]:
+def by_us(config: TrainConfig, setting: Setting, *, cuda_graph: bool = False) -> Iterator[int]:
     """Real images after each report of `gan.train`, twice as many as the pipeline asks for."""
-    state = TrainState(config, setting.device)
-    for progress in train(state, setting.data.to(setting.device), report_every_s=0.5):
+    state, data = TrainState(config, setting.device), setting.data.to(setting.device)
+    for progress in train(state, data, report_every_s=0.5, cuda_graph=cuda_graph):
         yield progress.step * config.batch_size
 
 
@@ -89,6 +90,8 @@ def loops(recipe: str, setting: Setting) -> dict[str, Callable[[], Iterator[int]
     found[OURS_FLOAT32] = partial(by_us, replace(config, precision="float32"), setting)
     if uses_bfloat16(config, setting.device):
         found[OURS] = partial(by_us, config, setting)
+    if setting.device.type == "cuda":
+        found[GRAPHS] = partial(by_us, config, setting, cuda_graph=True)
     return found
 
 
@@ -118,18 +121,22 @@ def measure(setting: Setting) -> dict[str, Any]:
         "flops_per_s": peaks,
         "flops_a_step": flops(step_products(config)),
         "batch_size": config.batch_size,
-        "whole_run": whole_run(setting) if setting.device.type == "cuda" else None,
+        "whole_runs": {
+            name: whole_run(setting, cuda_graph=cuda_graph)
+            for name, cuda_graph in ((OURS, False), (GRAPHS, True))
+            if setting.device.type == "cuda"
+        },
     }
 
 
-def whole_run(setting: Setting) -> dict[str, Any]:
+def whole_run(setting: Setting, *, cuda_graph: bool) -> dict[str, Any]:
     """Train `vanilla` to its end on a GPU, with a report a second and one an epoch."""
     torch.cuda.reset_peak_memory_stats()
     data, reports = setting.data.to(setting.device), 0
     wait_for_device()
     started = time.perf_counter()
     state = TrainState(vanilla(), setting.device)
-    for _ in train(state, data):
+    for _ in train(state, data, cuda_graph=cuda_graph):
         reports += 1
     wait_for_device()
     return {
@@ -149,11 +156,10 @@ def describe(content: dict[str, Any]) -> str:
         recipe = name.partition(":")[0]
         factor = rate.median / rates[f"{recipe}: {TEXTBOOK}"].median
         rows.append([name, rate.spread(), f"{factor:.2f}", _share(name, rate, peaks, content)])
-    whole = content["whole_run"]
     name = "vanilla: all 60,000 steps on a GPU"
-    if whole:
-        rows.append([name, f"in {whole['seconds']:.1f} s", "", ""])
-    else:
+    for loop, whole in content["whole_runs"].items():
+        rows.append([f"{name}, {loop}", f"in {whole['seconds']:.1f} s", "", ""])
+    if not content["whole_runs"]:
         rows.append([name, "not measured: this machine has no CUDA device", "", ""])
     speeds = [[f"matrix products: {n}", m.scaled(1e-9).spread(), "", ""] for n, m in peaks.items()]
     headings = ["loop", "images/s, median (lowest to highest)", "times", "share of the ceiling"]

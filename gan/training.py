@@ -1,4 +1,4 @@
-"""The training loop. Read `train` from top to bottom: that is the method."""
+"""The training loop. Read `train` and `train_on_batch` from top to bottom: that is the method."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gan.config import ConfigError, TrainConfig
+from gan.cuda_graph import CudaGraphs, Step, require_one_gpu
 from gan.data import Split
 from gan.errors import UserError
 from gan.exchange import average_over_processes, share_of
@@ -81,7 +83,9 @@ class TrainState:
         return self.average if self.config.ema_halflife_images > 0 else self.generator
 
 
-def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Iterator[Progress]:
+def train(
+    state: TrainState, data: Split, *, report_every_s: float = 1.0, cuda_graph: bool = False
+) -> Iterator[Progress]:
     """Train on `data`, which lies on the state's device, and report on the way.
 
     Goes on where the state stands, to the last bit as if there had been no break. Yields every
@@ -93,70 +97,103 @@ def train(state: TrainState, data: Split, *, report_every_s: float = 1.0) -> Ite
     every batch, and all end with the same weights. It is the training that one device does with
     that batch, but for dropout, whose masks are the same for each share.
 
+    With `cuda_graph` a CUDA device is given each step in one launch (`gan.cuda_graph`). That has
+    not run on a GPU so far, which is why it must be asked for.
+
     Raises:
         ConfigError: the batch is larger than the data, or cannot be shared out evenly; or the
-            state began with other data.
+            state began with other data; or a CUDA graph is asked for where there can be none.
         DivergenceError: at a report, a loss is infinite or no number.
     """
-    config, device, rng = state.config, state.device, state.rng
-    generator, discriminator = state.generator.train(), state.discriminator.train()
-    size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
+    config = state.config
     _require_enough(data, state)
-    share, steps_per_epoch = share_of(size), len(data) // size
-    images, num_steps = cut_out(data.images, config.networks.side), config.epochs * steps_per_epoch
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
+    share, steps_per_epoch = share_of(config.batch_size), len(data) // config.batch_size
+    num_steps = config.epochs * steps_per_epoch
+    images = cut_out(data.images, config.networks.side)
+    take: Step = partial(train_on_batch, state, images, data.labels)
+    if cuda_graph:
+        require_one_gpu(state.device)
+        take = CudaGraphs(take, state.rng)
     clock = _Clock(state, num_steps, report_every_s)
 
     while state.step < num_steps:
         epoch, done = divmod(state.step, steps_per_epoch)
         if done == 0:
-            state.order = torch.randperm(len(data), generator=rng, device=device)
-            state.totals = torch.zeros(4, device=device)
-        index = state.order[done * size :][share]
+            state.order = torch.randperm(len(data), generator=state.rng, device=state.device)
+            state.totals.zero_()
+        index = state.order[done * config.batch_size :][share]
         lr = learning_rate(config, state.step / num_steps)
-        real = images[index].unsqueeze(1).float() / 127.5 - 1
-        digits = data.labels[index]
-
-        # The discriminator's step: reals up, fakes down.
-        with autocast, torch.no_grad():
-            fake = generator(torch.randn(noise_shape, generator=rng, device=device)[share], digits)
         penalise = config.penalised and state.step % config.penalty_interval == 0
-        both = torch.cat([real, fake.float()]).requires_grad_(penalise)
-        with autocast:
-            logits = discriminator(both, digits.repeat(2)).float()
-        d_loss = discriminator_loss(config.loss, *logits.chunk(2))
-        penalty = torch.zeros_like(d_loss)
-        if penalise:
-            r1, r2 = squared_gradients(logits, both).view(2, -1).mean(1)
-            penalty = config.penalty_interval * (config.r1_gamma * r1 + config.r2_gamma * r2) / 2
-        take_step(state.d_optimizer, d_loss + penalty, lr)
-
-        # The generator's step: its fakes up, past a discriminator that holds still.
-        discriminator.requires_grad_(False)
-        with autocast:
-            fake = generator(torch.randn(noise_shape, generator=rng, device=device)[share], digits)
-            again = discriminator(fake, digits).float()
-            rival = None
-            if config.loss == "relativistic":
-                rival = discriminator(real, digits).float()
-        g_loss = generator_loss(config.loss, rival, again)
-        take_step(state.g_optimizer, g_loss, lr)
-        discriminator.requires_grad_(True)
-
-        update_average(state)
+        take(index, lr, penalise)
         state.step += 1
 
-        # Upkeep.
-        probabilities = torch.sigmoid(logits).detach().view(2, -1).mean(1)
-        state.totals += average_over_processes(
-            [torch.cat([torch.stack([d_loss, g_loss]).detach(), probabilities])]
-        )[0]
         epoch_done = done + 1 == steps_per_epoch
         if epoch_done or clock.due():
             progress = clock.report(epoch + 1, epoch_done, state.totals / (done + 1))
             if epoch_done:
                 state.history.append(progress)
             yield progress
+
+
+def train_on_batch(
+    state: TrainState,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    lr: float | Tensor,
+    penalise: bool,
+) -> None:
+    """One step of each network; the sums of the epoch and the averaged generator follow.
+
+    It neither waits for the device nor reads anything else that changes from step to step, so that
+    a CUDA graph can do it again.
+
+    Args:
+        state: is trained, but for its `step`.
+        images: all real images, uint8 [n, side, side].
+        labels: their digits, int64 [n].
+        index: this process's share of the batch, int64.
+        lr: both optimizers' step size; a tensor is float32 [].
+        penalise: whether R1 and R2 penalties are due.
+    """
+    config, device, rng = state.config, state.device, state.rng
+    generator, discriminator = state.generator.train(), state.discriminator.train()
+    size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
+    share = share_of(size)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
+    real = images[index].unsqueeze(1).float() / 127.5 - 1
+    digits = labels[index]
+
+    # The discriminator's step: reals up, fakes down.
+    with autocast, torch.no_grad():
+        fake = generator(torch.randn(noise_shape, generator=rng, device=device)[share], digits)
+    both = torch.cat([real, fake.float()]).requires_grad_(penalise)
+    with autocast:
+        logits = discriminator(both, digits.repeat(2)).float()
+    d_loss = discriminator_loss(config.loss, *logits.chunk(2))
+    penalty = torch.zeros_like(d_loss)
+    if penalise:
+        r1, r2 = squared_gradients(logits, both).view(2, -1).mean(1)
+        penalty = config.penalty_interval * (config.r1_gamma * r1 + config.r2_gamma * r2) / 2
+    take_step(state.d_optimizer, d_loss + penalty, lr)
+
+    # The generator's step: its fakes up, past a discriminator that holds still.
+    discriminator.requires_grad_(False)
+    with autocast:
+        fake = generator(torch.randn(noise_shape, generator=rng, device=device)[share], digits)
+        again = discriminator(fake, digits).float()
+        rival = None
+        if config.loss == "relativistic":
+            rival = discriminator(real, digits).float()
+    g_loss = generator_loss(config.loss, rival, again)
+    take_step(state.g_optimizer, g_loss, lr)
+    discriminator.requires_grad_(True)
+
+    update_average(state)
+    probabilities = torch.sigmoid(logits).detach().view(2, -1).mean(1)
+    state.totals += average_over_processes(
+        [torch.cat([torch.stack([d_loss, g_loss]).detach(), probabilities])]
+    )[0]
 
 
 def _require_enough(data: Split, state: TrainState) -> None:
@@ -179,6 +216,7 @@ def _adam(
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         fused=device.type in ("cpu", "cuda"),
+        capturable=device.type == "cuda",
     )
 
 
@@ -189,7 +227,7 @@ def learning_rate(config: TrainConfig, done: float) -> float:
     return config.learning_rate * min(1.0, (1 - done) / config.cooldown)
 
 
-def take_step(optimizer: torch.optim.Optimizer, objective: Tensor, lr: float) -> None:
+def take_step(optimizer: torch.optim.Optimizer, objective: Tensor, lr: float | Tensor) -> None:
     """Descend the objective's gradient once: its mean over all processes, if there are several."""
     optimizer.zero_grad(set_to_none=True)
     objective.backward()

@@ -42,7 +42,7 @@ def test_the_table_has_a_row_for_all_and_says_what_was_not_measured(
     (line,) = (line for line in text.splitlines() if f"vanilla: {speed.TEXTBOOK} " in line)
     assert " 1.00 " in line
     assert "not measured: this machine has no CUDA device" in text
-    measured = speed.describe(content | {"whole_run": {"seconds": 9.876}})
+    measured = speed.describe(content | {"whole_runs": {speed.GRAPHS: {"seconds": 9.876}}})
     assert "in 9.9 s" in measured
     assert "not measured" not in measured
 
