@@ -110,6 +110,8 @@ def train(
     share, steps_per_epoch = share_of(config.batch_size), len(data) // config.batch_size
     num_steps = config.epochs * steps_per_epoch
     images = cut_out(data.images, config.networks.side)
+    for network in (state.generator, state.discriminator):
+        network.train()
     take: Step = partial(train_on_batch, state, images, data.labels)
     if cuda_graph:
         require_one_gpu(state.device)
@@ -149,7 +151,7 @@ def train_on_batch(
     a CUDA graph can do it again.
 
     Args:
-        state: is trained, but for its `step`.
+        state: is trained, but for its `step`; its networks are in training mode.
         images: all real images, uint8 [n, side, side].
         labels: their digits, int64 [n].
         index: this process's share of the batch, int64.
@@ -157,7 +159,7 @@ def train_on_batch(
         penalise: whether R1 and R2 penalties are due.
     """
     config, device, rng = state.config, state.device, state.rng
-    generator, discriminator = state.generator.train(), state.discriminator.train()
+    generator, discriminator = state.generator, state.discriminator
     size, noise_shape = config.batch_size, (config.batch_size, config.networks.latent_dim)
     share = share_of(size)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config, device))
