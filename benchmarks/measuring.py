@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 
 from gan.errors import UserError
+from gan.training import name_device
 
 OUT = Path("runs/bench")
 """Where the JSON files and plots go if no other folder is given."""
@@ -40,7 +41,7 @@ class Machine:
     def here(cls) -> Self:
         """This machine, with the code as it lies in this folder."""
         return cls(
-            processor=_processor(),
+            processor=name_device(torch.device("cpu")),
             cores=len(os.sched_getaffinity(0)),
             threads=torch.get_num_threads(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -146,14 +147,6 @@ def save(out: Path, name: str, content: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     whole = json.dumps({"machine": Machine.here(), **content}, indent=2, default=asdict)
     (out / f"{name}.json").write_text(whole + "\n")
-
-
-def _processor() -> str:
-    known = ("amx_bf16", "avx512_bf16", "avx2")
-    features = torch.cpu.get_capabilities()
-    name = features.get("cpu_name") or platform.processor() or platform.machine()
-    best = next((feature for feature in known if features.get(feature)), None)
-    return f"{name} ({best})" if best else name
 
 
 def _commit() -> str:

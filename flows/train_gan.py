@@ -114,7 +114,7 @@ def train_gan(
         try:
             with (
                 concurrency(gpu_limits(), occupy=1, lease_duration=GPU_LEASE_S),
-                tracked_run(config, dataset, place, folder, devices=str(devices)) as run_id,
+                tracked_run(config, dataset, place, folder, devices=devices) as run_id,
             ):
                 trained = train_generator(
                     config, dataset, place, run_id, folder, settings.checkpoint_every_s, devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import torch
@@ -14,7 +15,12 @@ from gan.onnx_export import OPSET
 
 
 def write_model_card(
-    config: TrainConfig, scores: Scores, *, dataset_digest: str, git_commit: str
+    config: TrainConfig,
+    scores: Scores,
+    *,
+    dataset_digest: str,
+    git_commit: str,
+    computed_by: Mapping[str, str],
 ) -> str:
     """The card of a trained generator, as markdown; the same input gives the same text.
 
@@ -23,6 +29,7 @@ def write_model_card(
         scores: what its drawings scored. Floors stand beside them if they were measured alike.
         dataset_digest: the id of the data, `DatasetRef.digest`.
         git_commit: the commit of the code that trained it.
+        computed_by: names and values of what else decides the bits, such as processor and threads.
 
     Raises:
         JudgeError: the judge's card, which has the floors, is missing.
@@ -65,7 +72,7 @@ Where torch does not run, `generator.onnx` (opset {OPSET}) does:
 
 ## Training
 
-{_table(["what", "value"], _training_rows(config, dataset_digest, git_commit))}
+{_table(["what", "value"], _training_rows(config, dataset_digest, git_commit, computed_by))}
 
 ## Scores
 
@@ -98,7 +105,9 @@ is under the MIT licence.
 """
 
 
-def _training_rows(config: TrainConfig, dataset_digest: str, git_commit: str) -> list[list[str]]:
+def _training_rows(
+    config: TrainConfig, dataset_digest: str, git_commit: str, computed_by: Mapping[str, str]
+) -> list[list[str]]:
     fields = asdict(config)
     networks = fields.pop("networks")
     with torch.device("meta"):
@@ -113,6 +122,7 @@ def _training_rows(config: TrainConfig, dataset_digest: str, git_commit: str) ->
         **fields,
         "data": dataset_digest,
         "commit": git_commit,
+        **computed_by,
     }
     return [[name, f"`{value}`"] for name, value in known.items()]
 

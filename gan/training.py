@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -271,6 +272,17 @@ def choose_device(name: str) -> torch.device:
         there = ", ".join(kind for kind, there in present.items() if there)
         raise ConfigError(f"device {name} is not on this machine; it has: {there}")
     return torch.device(name)
+
+
+def name_device(device: torch.device) -> str:
+    """What computes: the GPU by name, or the processor with what its fastest products need."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    known = ("amx_bf16", "avx512_bf16", "avx2")
+    features = torch.cpu.get_capabilities()
+    name = str(features.get("cpu_name") or platform.processor() or platform.machine())
+    best = next((feature for feature in known if features.get(feature)), None)
+    return f"{name} ({best})" if best else name
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:

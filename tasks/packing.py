@@ -18,6 +18,9 @@ from gan.onnx_export import to_onnx
 from gan.sampling import draw_sheet
 from tasks.training import SHEET_SEED, TrainedGenerator
 
+COMPUTED_BY = ("processor", "devices", "threads", "torch")
+"""Tags of an MLflow run: other bytes may come of the same training where one of them differs."""
+
 
 @task(name="pack", cache_policy=NO_CACHE)
 def pack_generator(
@@ -25,7 +28,8 @@ def pack_generator(
 ) -> TrainedGenerator:
     """Complete the bundle in its place; gives what training gave, with the new digest.
 
-    Data and commit on the card are those of the MLflow run. Packing again changes nothing.
+    Data, commit and what computed are on the card as the MLflow run has them. Packing again
+    changes nothing.
 
     Raises:
         BundleError: the bundle is not whole.
@@ -33,7 +37,11 @@ def pack_generator(
     generator = load_bundle(trained.bundle)
     noted = MlflowClient().get_run(mlflow_run_id).data.tags
     card = write_model_card(
-        config, scores, dataset_digest=noted["dataset_digest"], git_commit=noted["git_commit"]
+        config,
+        scores,
+        dataset_digest=noted["dataset_digest"],
+        git_commit=noted["git_commit"],
+        computed_by={name: noted[name] for name in COMPUTED_BY},
     )
     sheet = io.BytesIO()
     Image.fromarray(draw_sheet(generator, seed=SHEET_SEED).numpy()).save(sheet, "PNG")

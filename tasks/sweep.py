@@ -209,7 +209,7 @@ def _train(sweep: Sweep, trial: Trial, config: TrainConfig, folder: Path) -> flo
             raise TrialPruned(f"its score in epoch {epoch}, {value:.4f}, is worse than the median")
 
     tags = {MLFLOW_PARENT_RUN_ID: sweep.mlflow_run_id, "trial": str(trial.number)}
-    with tracked_run(config, dataset, sweep.device, folder, **tags) as run_id:
+    with tracked_run(config, dataset, sweep.device, folder, tags=tags) as run_id:
         trial.set_user_attr("mlflow_run_id", run_id)
         try:
             trained = train_generator.fn(

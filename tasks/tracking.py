@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlflow
@@ -28,6 +29,7 @@ from requests import RequestException
 from gan.bundle import name_architecture
 from gan.config import TrainConfig
 from gan.evaluation.judge import JUDGE_ID
+from gan.training import name_device
 from tasks.data import DatasetRef
 from tasks.run_folder import make_folder
 from tasks.run_view import save_view
@@ -49,20 +51,29 @@ def open_experiment(runs_dir: Path) -> None:
 
 @contextmanager
 def tracked_run(
-    config: TrainConfig, dataset: DatasetRef, device: str, folder: Path, **tags: str
+    config: TrainConfig,
+    dataset: DatasetRef,
+    device: str,
+    folder: Path,
+    *,
+    devices: int = 1,
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[str]:
     """Keep a training's MLflow run open; gives its id. See `open_run`.
 
     Written down at once: every parameter of the config, and what the run stands on (data, judge,
-    commit, library versions, device).
+    commit, library versions, devices).
     """
-    tags |= {
+    noted = {
+        **tags,
         "recipe": config.recipe,
         "dataset_digest": dataset.digest,
         "judge": JUDGE_ID,
         "device": device,
+        "devices": str(devices),
+        "processor": name_device(torch.device(device)),
     }
-    with open_run(describe(config), flat_parameters(config), tags, folder) as run_id:
+    with open_run(describe(config), flat_parameters(config), noted, folder) as run_id:
         mlflow.log_input(
             MetaDataset(  # type: ignore[abstract]  # MLflow uses it so itself
                 HTTPDatasetSource(MNIST_ADDRESS),
@@ -95,7 +106,6 @@ def open_run(
             {
                 **tags,
                 "git_commit": git_commit(),
-                "cpu": platform.processor() or platform.machine(),
                 "host": socket.gethostname(),
                 "threads": str(torch.get_num_threads()),
                 "python": platform.python_version(),

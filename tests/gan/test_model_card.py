@@ -21,6 +21,7 @@ def write(config: TrainConfig, **changes: Any) -> str:
         replace(load_floors(), **changes),
         dataset_digest="sha256:0123",
         git_commit="c0ffee",
+        computed_by={"processor": "Abacus (beads)", "threads": "3"},
     )
 
 
@@ -35,6 +36,7 @@ def test_it_says_every_parameter(recipe: Any) -> None:
     config = replace(recipe(), seed=7, epochs=3)
     fields = asdict(config)
     expected = {**fields.pop("networks"), **fields, "commit": "c0ffee", "data": "sha256:0123"}
+    expected |= {"processor": "Abacus (beads)", "threads": "3"}
     card = write(config)
     for name, value in expected.items():
         assert f"| {name} | `{value}` |" in card

@@ -16,6 +16,7 @@ from gan.training import (
     TrainState,
     choose_device,
     learning_rate,
+    name_device,
     train,
     update_average,
     uses_bfloat16,
@@ -378,6 +379,14 @@ def with_features(monkeypatch: pytest.MonkeyPatch, **features: bool) -> None:
 def emulated(including_emulation: bool = True) -> bool:
     """What an old GPU says when asked for bfloat16."""
     return including_emulation
+
+
+def test_a_processor_is_named_with_its_fastest_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = {"cpu_name": "Abacus", "amx_bf16": False, "avx512_bf16": True, "avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert name_device(CPU) == "Abacus (avx512_bf16)"
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "Abacus"})
+    assert name_device(CPU) == "Abacus"
 
 
 def test_bfloat16_is_used_where_asked_for_and_native(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ UNCONDITIONAL = replace(vanilla(), networks=MlpConfig(latent_dim=8))
 def run_id(registry: object) -> str:
     """An MLflow run with the tags that a training sets."""
     mlflow.set_experiment("versions")
-    with mlflow.start_run(tags={"dataset_digest": "sha256:0123", "git_commit": "c0ffee"}) as run:
+    computed_by = {"processor": "Abacus (beads)", "devices": "2", "threads": "3", "torch": "1.0"}
+    tags = {"dataset_digest": "sha256:0123", "git_commit": "c0ffee", **computed_by}
+    with mlflow.start_run(tags=tags) as run:
         return str(run.info.run_id)
 
 
@@ -68,6 +70,7 @@ def test_the_bundle_is_completed_and_draws_as_before(
     assert f"recipe `{config.recipe}`" in card
     assert "sha256:0123" in card
     assert "c0ffee" in card
+    assert "| processor | `Abacus (beads)` |" in card
 
 
 def test_packing_again_gives_the_same_bytes(run_id: str, tmp_path: Path) -> None:

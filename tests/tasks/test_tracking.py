@@ -4,10 +4,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from prefect.exceptions import TerminationSignal
 
 from gan.data import DATASET_DIGEST
 from gan.recipes import RECIPES, quick, vanilla
+from gan.training import name_device
 from tasks.data import DatasetRef
 from tasks.tracking import EXPERIMENT, describe, find_run, flat_parameters, git_commit, tracked_run
 from tests.mlflow_store import mlflow_store
@@ -30,7 +32,8 @@ def test_run_ends_as_finished_with_what_it_stands_on(tmp_path: Path) -> None:
     assert run.data.params["width"] == str(quick().networks.width)
     assert run.data.tags["dataset_digest"] == DATASET_DIGEST
     assert run.data.tags["judge"] == "mnist-judge-1"
-    assert {"torch", "python", "device", "git_commit"} <= run.data.tags.keys()
+    assert run.data.tags["processor"] == name_device(torch.device("cpu"))
+    assert {"torch", "python", "device", "devices", "git_commit"} <= run.data.tags.keys()
 
 
 def test_exception_ends_the_run_as_failed(tmp_path: Path) -> None:
