@@ -1,6 +1,7 @@
 """The whole flow, end to end, on real MNIST with a tiny budget, against a real MLflow on SQLite."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
+from flows.train_gan import train_gan as flow
 from gan.bundle import bundle_digest, load_bundle
 from gan.sampling import draw
 from tests.flows.conftest import TINY, Command
@@ -34,6 +36,29 @@ class Finished:
 
     def run(self, alias: str) -> Run:
         return self.client.get_run(self.version(alias).run_id)
+
+
+def test_the_readme_names_every_parameter_its_bounds_and_its_default(
+    pytestconfig: pytest.Config,
+) -> None:
+    text = (pytestconfig.rootpath / "README.md").read_text()
+    table = text.partition("| parameter | allowed | default |")[2].partition("\n\n")[0]
+    rows = [[cell.strip(" `") for cell in row.split("|")[1:-1]] for row in table.splitlines()[2:]]
+    properties = flow.parameters.properties
+    assert [name for name, *_ in rows] == list(properties)
+    for name, allowed, default in rows:
+        schema = properties[name]
+        kind, *_ = schema.get("anyOf", [schema])
+        words = [f"{kind[limit]:,}" for limit in ("minimum", "maximum") if limit in kind]
+        if "exclusiveMinimum" in kind:
+            words.append(f"above {kind['exclusiveMinimum']}")
+        if "exclusiveMaximum" in kind:
+            words.append(f"{kind['exclusiveMaximum'] - 1:,}")
+        for word in [*words, *kind.get("enum", [])]:
+            assert re.search(rf"(?<![\d,.]){word}(?![\d,.]\d|\d)", allowed), (name, word)
+        if schema["default"] is not None:
+            said = {"off": "False"}.get(default, default.replace(",", ""))
+            assert said == str(schema["default"]), name
 
 
 @pytest.fixture(scope="module")
