@@ -5,18 +5,11 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 
-# The tools' telemetry is off unless the user asks for it.
+# As flows/__init__.py has them, for the tools, tests and benchmarks, which run without it.
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export DO_NOT_TRACK ?= 1
 export MLFLOW_DISABLE_TELEMETRY ?= true
-# A server takes a run that says nothing for three of these for dead.
-export PREFECT_FLOWS_HEARTBEAT_FREQUENCY ?= 30
-# MLflow draws a bar for every few files that it fetches.
-export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR ?= false
-# Without git on the machine, MLflow's library for it would print a page of warnings a run.
 export GIT_PYTHON_REFRESH ?= quiet
-# Threads that wait spin a thousand times before they sleep: without that, waking them takes an eighth
-# to a third of a training; much longer, they hold up whoever wants the cores as well.
 export OMP_WAIT_POLICY ?= active
 export GOMP_SPINCOUNT ?= 1000
 

@@ -1,6 +1,29 @@
 """What happens, in order."""
 
 import gc
+import os
+
+_DEFAULTS = {
+    # The tools' telemetry is off unless the user asks for it.
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A server takes a run that says nothing for three of these for dead.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # MLflow draws a bar for every few files that it fetches.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # Without git on the machine, MLflow's library for it would print a page of warnings a run.
+    "GIT_PYTHON_REFRESH": "quiet",
+    # Threads that wait spin a thousand times before they sleep: without that, waking them takes an
+    # eighth to a third of a training; much longer, they hold up whoever wants the cores as well.
+    "OMP_WAIT_POLICY": "active",
+    "GOMP_SPINCOUNT": "1000",
+}
+
+# The libraries read these as they are imported, so they are set before any of them is; what the
+# user has set stands.
+for _name, _value in _DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
 
 # Imports make half a million objects that stay; by default, every 700 bring a search for garbage.
 gc.set_threshold(100_000)

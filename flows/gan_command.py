@@ -44,7 +44,6 @@ def main() -> None:
     arguments = _parse()
     # A server that is gone would be asked for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with ended_by_a_sentence():
         arguments.run(arguments)
 

@@ -23,9 +23,6 @@ def environment(
         "PYTHONPATH": str(pytestconfig.rootpath),
         "MNIST_GAN_DATA_DIR": str(mnist_dir.parent),
         "PREFECT_HOME": str(home / ".prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
 
 

@@ -124,6 +124,58 @@ def said_by(program: str, environment: dict[str, str], folder: Path) -> list[str
     return done.stdout.split()
 
 
+SETTINGS = """
+from flows import train_gan
+
+from mlflow.environment_variables import (
+    MLFLOW_DISABLE_TELEMETRY,
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+)
+from prefect.settings import get_current_settings
+
+settings = get_current_settings()
+print(settings.server.analytics_enabled)
+print(settings.flows.heartbeat_frequency)
+print(MLFLOW_DISABLE_TELEMETRY.get())
+print(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get())
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "expected", "spins"),
+    [
+        ({}, ["False", "30", "True", "False"], 1000),
+        (
+            {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60", "GOMP_SPINCOUNT": "5"},
+            ["False", "60", "True", "False"],
+            5,
+        ),
+    ],
+    ids=["none", "own"],
+)
+def test_a_flow_has_the_projects_settings_where_the_user_has_none(
+    own: dict[str, str],
+    expected: list[str],
+    spins: int,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "DO_NOT_TRACK")  # `make test` has them
+    plain = {name: value for name, value in environment.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", SETTINGS],
+        cwd=tmp_path,
+        env=plain | own | {"OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
+    )
+    assert done.stdout.split() == expected
+    assert "OMP_WAIT_POLICY = 'ACTIVE'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
+
+
 IDLING = '''
 import http.client
 import time

@@ -56,8 +56,6 @@ def gan(folder: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Gan:
         "PYTHONPATH": str(pytestconfig.rootpath),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "PREFECT_HOME": str(tmp_path / ".prefect"),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
         "COLUMNS": "200",
     }
 
@@ -93,7 +91,6 @@ def refusal(
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
     def run(*options: str) -> str:
         monkeypatch.setattr(sys, "argv", ["gan", *options])

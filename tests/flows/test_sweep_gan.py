@@ -52,9 +52,6 @@ class Home:
             "MNIST_GAN_DATA_DIR": str(mnist_dir.parent),
             "MNIST_GAN_CHECKPOINT_EVERY_S": "0",
             "PREFECT_HOME": str(folder / ".prefect"),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
             "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
         }
         (folder / "space.yaml").write_text(SPACE)
