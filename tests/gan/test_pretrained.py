@@ -18,7 +18,7 @@ def test_it_is_of_recipe_best_as_it_is_today() -> None:
 
 def test_its_card_says_how_to_make_it_again() -> None:
     card = (PRETRAINED / CARD).read_text()
-    for word in ("`best`", "commit", "seed"):
+    for word in ("`best`", "commit", "seed", "processor", "devices", "threads", "torch"):
         assert word in card
 
 
