@@ -14,8 +14,9 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Without git on the machine, MLflow's library for it would print a page of warnings a run.
     "GIT_PYTHON_REFRESH": "quiet",
-    # Threads that wait spin a thousand times before they sleep: without that, waking them takes an
-    # eighth to a third of a training; much longer, they hold up whoever wants the cores as well.
+    # Threads that wait spin a thousand times before they sleep. If they slept at once, waking them
+    # would take an eighth to a third of a training; spinning much longer, they hold up whoever
+    # wants the cores as well (docs/performance.md, "Threads that wait").
     "OMP_WAIT_POLICY": "active",
     "GOMP_SPINCOUNT": "1000",
 }
