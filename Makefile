@@ -28,17 +28,18 @@ help: ## List the targets
 setup: $(READY) ## Make .venv from requirements.lock; the other targets do so by themselves
 
 .PHONY: train
-train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE DEVICES NUM_SAMPLES PROMOTE RESUME
+train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE DEVICES NUM_SAMPLES PROMOTE PUBLISH_TO RESUME
 	@$(PY) -m flows.train_gan \
 	    $(if $(RECIPE),--recipe '$(RECIPE)') \
 	    $(if $(EPOCHS),--epochs '$(EPOCHS)') \
 	    $(if $(BATCH_SIZE),--batch-size '$(BATCH_SIZE)') \
 	    $(if $(LEARNING_RATE),--learning-rate '$(LEARNING_RATE)') \
-	    $(if $(SEED),--seed '$(SEED)') \
+	    $(if $(filter undefined,$(origin SEED)),,--seed '$(SEED)') \
 	    $(if $(DEVICE),--device '$(DEVICE)') \
 	    $(if $(DEVICES),--devices '$(DEVICES)') \
 	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
 	    $(if $(PROMOTE),--promote '$(PROMOTE)') \
+	    $(if $(PUBLISH_TO),--publish-to '$(PUBLISH_TO)') \
 	    $(if $(RESUME),--resume)
 
 .PHONY: evaluate

@@ -77,8 +77,8 @@ def train_gan(
     """Train a GAN on MNIST, judge what it draws and register the generator.
 
     Args:
-        recipe: quick (digits as asked, five minutes on two cores), best (better ones in forty) or
-            vanilla (the GAN of 2014).
+        recipe: quick (digits as asked, five minutes on two cores), best (better ones, half an hour
+            to an hour) or vanilla (the GAN of 2014).
         epochs: passes over the 60,000 training images; empty for the recipe's number.
         batch_size: real images a step; empty for the recipe's number.
         learning_rate: Adam's step size; empty for the recipe's.

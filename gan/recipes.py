@@ -43,7 +43,7 @@ def quick() -> TrainConfig:
 def best() -> TrainConfig:
     """`quick` with twice the channels, a fine layer more and more time.
 
-    Forty minutes to an hour on two CPU cores of 2026.
+    Half an hour to an hour on two CPU cores of 2026.
     """
     return replace(
         quick(),

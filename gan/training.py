@@ -53,8 +53,9 @@ class Progress:
 class TrainState:
     """Everything that changes while training.
 
-    The same config on the same kind of device gives the same state: all randomness comes from
-    `rng`, and initial weights are drawn on the CPU. `gan.checkpoint` keeps all of it.
+    The same config on the same kind of processor, with as many threads and the same torch, gives
+    the same state: all randomness comes from `rng`, and initial weights are drawn on the CPU.
+    `gan.checkpoint` keeps all of it.
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:

@@ -1,7 +1,9 @@
 """The whole flow, end to end, on real MNIST with a tiny budget, against a real MLflow on SQLite."""
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,6 +61,22 @@ def test_the_readme_names_every_parameter_its_bounds_and_its_default(
         if schema["default"] is not None:
             said = {"off": "False"}.get(default, default.replace(",", ""))
             assert said == str(schema["default"]), name
+
+
+def test_make_hands_over_every_parameter_but_the_delay(pytestconfig: pytest.Config) -> None:
+    def options(**variables: str) -> list[str]:
+        given = [f"{name.upper()}={value}" for name, value in variables.items()]
+        command = ["make", "--dry-run", "train", *given]
+        bare = {"PATH": os.environ["PATH"]}
+        said = subprocess.check_output(command, cwd=pytestconfig.rootpath, env=bare, text=True)
+        return shlex.split(said.partition("flows.train_gan")[2].replace("\\\n", ""))
+
+    properties = flow.parameters.properties
+    given = {name: "1" for name in properties if name not in ("resume", "max_delay_hours")}
+    expected = [word for name in given for word in (f"--{name.replace('_', '-')}", "1")]
+    assert options(**given, resume="1") == [*expected, "--resume"]
+    assert options() == []
+    assert options(seed="") == ["--seed", ""]  # a fresh one, as in Prefect's form
 
 
 @pytest.fixture(scope="module")
