@@ -7,7 +7,8 @@
     eights = gan.draw(state.sampler, [8], num=16, seed=1)
     gan.save_bundle(state.sampler, Path("eights"))
 
-It needs torch and nothing running. The judge and its scores are in `gan.evaluation`.
+It needs torch, numpy and safetensors, and nothing running. The judge and its scores are in
+`gan.evaluation`.
 """
 
 from gan.bundle import PRETRAINED, BundleError, load_bundle, save_bundle, verify_bundle

@@ -97,28 +97,35 @@ class Checkpoints:
         """The checkpoints there are, the newest first."""
         return sorted(p for p in self.folder.glob("step-*") if _NAME.fullmatch(p.name))[::-1]
 
-    def load(self, config: TrainConfig, device: torch.device) -> TrainState | None:
-        """The newest checkpoint that is whole, as a state to go on from; None if there is none.
+    def newest(self) -> tuple[Path, bytes] | None:
+        """The newest checkpoint that is whole, and what is in it; None if there is none.
 
         A torn or altered one is passed over with a warning.
+        """
+        for path in self.find():
+            try:
+                payload = path.read_bytes()
+            except FileNotFoundError:  # its training goes on, and has newer ones
+                continue
+            if _sha256(payload) == path.stem[-64:]:
+                return path, payload
+            logger.warning("%s is torn or altered; going back to the one before it", path)
+        return None
+
+    def load(self, config: TrainConfig, device: torch.device) -> TrainState | None:
+        """The newest checkpoint that is whole, as a state to go on from; None if there is none.
 
         Raises:
             CheckpointError: it is of another config, kind of device or schema.
         """
-        for path in self.find():
-            payload = path.read_bytes()
-            if _sha256(payload) == path.stem[-64:]:
-                return _restore(path, payload, config, device)
-            logger.warning("%s is torn or altered; going back to the one before it", path)
-        return None
+        found = self.newest()
+        return found and _restore(*found, config, device)
 
 
 def find_config(folder: Path) -> dict[str, Any] | None:
-    """The config, as plain values, of the newest checkpoint in a folder; None if there is none."""
-    for path in Checkpoints(folder).find():
-        with safe_open(path, framework="pt") as file:
-            return dict(json.loads(file.metadata()["config"]))
-    return None
+    """The config, as plain values, of the newest whole checkpoint in a folder; None without one."""
+    found = Checkpoints(folder).newest()
+    return found and json.loads(_read_header(found[0])["config"])
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
@@ -152,9 +159,13 @@ def _header_of(state: TrainState) -> dict[str, str]:
     }
 
 
-def _restore(path: Path, payload: bytes, config: TrainConfig, device: torch.device) -> TrainState:
+def _read_header(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as file:
-        header = file.metadata()
+        return dict(file.metadata())
+
+
+def _restore(path: Path, payload: bytes, config: TrainConfig, device: torch.device) -> TrainState:
+    header = _read_header(path)
     if header["schema"] != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path} has schema {header['schema']}; this code reads {SCHEMA_VERSION}"

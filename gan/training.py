@@ -90,10 +90,10 @@ def train(
 ) -> Iterator[Progress]:
     """Train on `data`, which lies on the state's device, and report on the way.
 
-    Goes on where the state stands, to the last bit as if there had been no break. Yields every
-    `report_every_s` seconds and at the end of every epoch; only then does the host wait for the
-    device, and the state is whole. What the caller does between two reports changes nothing in
-    the training.
+    Goes on where the state stands, on a CPU to the last bit as if there had been no break. Yields
+    every `report_every_s` seconds and at the end of every epoch; only then does the host wait for
+    the device, and the state is whole. What the caller does between two reports changes nothing
+    in the training.
 
     Where torch.distributed has a process group, as under torchrun, each process takes its share of
     every batch, and all end with the same weights. It is the training that one device does with
@@ -218,7 +218,7 @@ def _adam(
     return torch.optim.Adam(
         network.parameters(),
         lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
+        betas=(float(config.beta1), float(config.beta2)),  # torch refuses a whole 0
         fused=device.type in ("cpu", "cuda"),
         capturable=device.type == "cuda",
     )

@@ -39,7 +39,7 @@ def train_judge(train: Split, *, seed: int = SEED, epochs: int = EPOCHS) -> Judg
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         judge = Judge().to(train.images.device)
-    steps_per_epoch = len(train) // BATCH_SIZE
+    steps_per_epoch = max(1, len(train) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(judge.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, LEARNING_RATE, total_steps=epochs * steps_per_epoch, pct_start=0.2

@@ -117,6 +117,7 @@ def test_on_a_gpu_graphs_train_as_single_launches_do(recipe: str, precision: Pre
     assert replayed.rng.get_state().equal(stepwise.rng.get_state())
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("recipe", [pytest.param(name, marks=gpu) for name in RECIPES])
 def test_a_step_does_not_wait_for_a_gpu(recipe: str) -> None:
     config = replace(RECIPES[recipe](), batch_size=len(DATA))
@@ -125,8 +126,8 @@ def test_a_step_does_not_wait_for_a_gpu(recipe: str) -> None:
     labels = DATA.labels.to(state.device)
     index = torch.arange(len(DATA), device=state.device)
     train_on_batch(state, images, labels, index, 1e-5, config.penalised)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         train_on_batch(state, images, labels, index, 1e-5, config.penalised)
     finally:
         torch.cuda.set_sync_debug_mode("default")

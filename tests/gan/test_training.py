@@ -42,6 +42,17 @@ def noise_data(size: int = 14) -> Split:
     return Split(images=images, labels=torch.arange(size) % 10)
 
 
+@pytest.mark.parametrize("name", ["beta1", "beta2", "learning_rate", "cooldown", "r1_gamma"])
+def test_a_whole_number_does_where_a_fraction_may_stand(name: str) -> None:
+    whole = 0 if name.startswith("beta") else 1
+    config = replace(QUICK, **{name: whole})
+    fraction = replace(QUICK, **{name: float(whole)})
+    first, second = (TrainState(c, torch.device("cpu")) for c in (config, fraction))
+    for state in (first, second):
+        next(train(state, noise_data(), report_every_s=0))
+    assert weights(first) == weights(second)
+
+
 def bars() -> Tensor:
     """Ten pictures that are easily told apart: a bar at the height of its digit."""
     pictures = torch.zeros(10, 28, 28, dtype=torch.uint8)

@@ -44,6 +44,29 @@ def test_resume_finds_the_newest_of_the_same_config(tmp_path: Path) -> None:
         assert folder == wanted
 
 
+def test_resume_passes_over_a_torn_checkpoint_of_any_training(tmp_path: Path) -> None:
+    wanted = interrupted(tmp_path, "wanted", CONFIG, modified=2000)
+    config = replace(CONFIG, seed=1)
+    (one,) = Checkpoints(interrupted(tmp_path, "other", config, modified=3000) / "checkpoints").find()
+    for length in (1000, 40, 4, 0):
+        one.write_bytes(one.read_bytes()[:length])
+        with own_run_folder(tmp_path, CONFIG, resume=True) as folder:
+            assert folder == wanted
+        with pytest.raises(RunFolderError), own_run_folder(tmp_path, config, resume=True):
+            pass
+
+
+def test_resume_finds_a_training_by_its_last_whole_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(interrupted(tmp_path, "wanted", CONFIG, 2000) / "checkpoints")
+    state = checkpoints.load(CONFIG, torch.device("cpu"))
+    assert state is not None
+    state.step = 1
+    newest = checkpoints.save(state)
+    newest.write_bytes(newest.read_bytes()[:100])
+    with own_run_folder(tmp_path, CONFIG, resume=True) as folder:
+        assert folder == tmp_path / "wanted"
+
+
 def test_resume_finds_nothing_else(tmp_path: Path) -> None:
     interrupted(tmp_path, "other", replace(CONFIG, seed=1), modified=3000)
     with (
