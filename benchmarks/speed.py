@@ -1,7 +1,8 @@
 """How fast it trains, against the textbook and against the machine: `python -m benchmarks.speed`.
 
 Every loop trains side by side with the others in one process, in rounds. `docs/performance.md` says
-what the rows mean. It needs torch, torchvision, safetensors and MNIST; the plot is left out without matplotlib.
+what the rows mean. It needs torch, torchvision, safetensors and MNIST; the plot is left out without
+matplotlib.
 """
 
 from __future__ import annotations

@@ -94,9 +94,16 @@ def read_keys(path: Path) -> dict[str, str]:
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
             "AWS_SECRET_ACCESS_KEY": secrets.token_urlsafe(30),
         }
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(keys))
-    return dict(json.loads(path.read_text()))
+        scratch = path.with_suffix(".new")
+        scratch.touch(mode=0o600)
+        scratch.write_text(json.dumps(keys))
+        scratch.rename(path)
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError:
+        raise StackError(
+            f"{path} does not hold the S3 store's keys any more; delete it, and new ones are drawn."
+        ) from None
 
 
 def settings(folder: Path, ports: Mapping[str, int], keys: Mapping[str, str]) -> dict[str, str]:
@@ -219,6 +226,8 @@ def main() -> None:
         sys.exit(run(parser.parse_args().folder.resolve()))
     except StackError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

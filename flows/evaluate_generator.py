@@ -3,6 +3,8 @@
 from typing import Annotated
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -11,22 +13,29 @@ from flows.parameters import DeviceName, NumSamples, Seed, VersionName
 from gan.training import choose_device
 from tasks.data import download_mnist
 from tasks.evaluation import Findings, examine_generator
+from tasks.interruption import cancelled_by
 from tasks.reporting import report_findings
 from tasks.services import check_services
 from tasks.settings import load_settings
+from tasks.tracking import end_tracking
 from tasks.versions import evaluation_run, fetch_version
 
 NumDraws = Annotated[int, Field(ge=1, le=20)]
 
 
-@flow(name="evaluate-generator", flow_run_name="version {version}, seed {seed}")
+@flow(
+    name="evaluate-generator",
+    flow_run_name="version {version}, seed {seed}",
+    on_cancellation=[end_tracking],
+    on_crashed=[end_tracking],
+)
 def evaluate_generator(
     version: VersionName = "champion",
     seed: Seed = 0,
     device: DeviceName = "auto",
     num_samples: NumSamples = 10_000,
     num_draws: NumDraws = 3,
-) -> Findings:
+) -> Findings | State[None]:
     """Score a registered generator anew, several times, and set fresh classifiers on it.
 
     Takes some minutes on a CPU: two adversaries are trained to tell its drawings from real digits,
@@ -46,18 +55,21 @@ def evaluate_generator(
     check_services()
     dataset = download_mnist(settings.data_dir, settings.data_mirrors)
     fetched = fetch_version(version, folder)
-    with evaluation_run(fetched) as run_id:
-        findings = examine_generator(
-            fetched.bundle,
-            dataset,
-            place,
-            run_id,
-            folder,
-            num_samples=num_samples,
-            num_draws=num_draws,
-            seed=seed,
-        )
-    report_findings(fetched, findings)
+    try:
+        with evaluation_run(fetched, folder) as run_id:
+            findings = examine_generator(
+                fetched.bundle,
+                dataset,
+                place,
+                run_id,
+                folder,
+                num_samples=num_samples,
+                num_draws=num_draws,
+                seed=seed,
+            )
+            report_findings(fetched, findings)
+    except (KeyboardInterrupt, TerminationSignal) as signal:
+        return cancelled_by(signal, folder)
     return findings
 
 

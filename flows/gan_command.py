@@ -141,6 +141,7 @@ def rollback(arguments: argparse.Namespace) -> None:
 
     from tasks.aliases import roll_back
     from tasks.settings import load_settings
+    from tasks.storage import StorageError
     from tasks.versions import point_to_champion
 
     _check_registry()
@@ -148,7 +149,13 @@ def rollback(arguments: argparse.Namespace) -> None:
     print(f"version {done.champion} is @champion again, instead of version {done.previous}")
     if destination := load_settings().publish_to:
         with disable_run_logger():
-            address = point_to_champion.fn(destination)
+            try:
+                address = point_to_champion.fn(destination)
+            except StorageError as error:
+                raise StorageError(
+                    f"{error}; the registry is rolled back, so do not do that again: "
+                    "`python -m flows.publish_generator` has champion.json follow"
+                ) from None
         print(f"champion.json of {destination}: {address or 'left, as this one is not there'}")
 
 

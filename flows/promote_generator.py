@@ -39,7 +39,7 @@ def promote_generator(
     decision = promote_version(
         version, promote, dataset, place, folder, num_samples=num_samples, seed=seed
     )
-    if decision.promoted and settings.publish_to:
+    if settings.publish_to:  # also where an earlier start moved the registry's champion alone
         point_to_champion(settings.publish_to)
     return decision
 

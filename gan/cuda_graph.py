@@ -73,7 +73,7 @@ def warm_up(work: Callable[[], None]) -> None:
 def record(work: Callable[[], None], rng: torch.Generator) -> Callable[[], None]:
     """Note what the work would do on the device, without doing it; what is given does it."""
     graph = torch.cuda.CUDAGraph()
-    if torch.__version__ < (2, 14):  # later ones do it by themselves, and say so
+    if torch.__version__ < "2.14":  # later ones do it by themselves, and say so
         graph.register_generator_state(rng)
     with torch.cuda.graph(graph):
         work()

@@ -19,4 +19,4 @@ def cancelled_by(signal: KeyboardInterrupt | TerminationSignal, folder: Path) ->
     if os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"):
         raise signal
     by = "Ctrl-C" if isinstance(signal, KeyboardInterrupt) else "SIGTERM"
-    return Cancelled(message=f"Ended by {by}; what was trained is kept in {folder}.")
+    return Cancelled(message=f"Ended by {by}; what was done is kept in {folder}.")

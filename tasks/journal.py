@@ -7,7 +7,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from logging import Logger, LoggerAdapter
 from pathlib import Path
@@ -20,7 +20,7 @@ from prefect import get_run_logger
 from requests import RequestException
 
 from gan.training import Progress
-from tasks.services import ServiceError, check, find_services
+from tasks.services import ServiceError, check, find_services, without_password
 
 CURVES = ("d_loss", "g_loss", "d_real", "d_fake", "images_per_s")
 PICTURE = re.compile(r"images/samples\D+step\D+(\d+)\D.*\.png")
@@ -49,13 +49,16 @@ class Journal:
         self.logger: Logger | LoggerAdapter[Logger] = get_run_logger()
         self.waiting: deque[Progress] = deque()
         self._arrived: dict[str, int] | None = None
-        self._away = False
+        self._away = self._closed = False
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._sending: Future[None] | None = None
 
     def offer(self, progress: Progress) -> None:
         """Send an epoch's numbers, and its sheet if it has one, as soon as may be."""
         self.waiting.append(progress)
-        self._sender.submit(self._send)
+        # One look at a time: a server that is slow to refuse would have the end wait for them all.
+        if self._sending is None or self._sending.done():
+            self._sending = self._sender.submit(self._send)
 
     def deliver(self, patience_s: float = PATIENCE_S) -> None:
         """Wait until everything has arrived.
@@ -69,13 +72,18 @@ class Journal:
             if not self.waiting:
                 return
             if time.monotonic() > deadline:
-                address = os.environ.get("MLFLOW_TRACKING_URI", "the local store")
+                tracking = os.environ.get("MLFLOW_TRACKING_URI", "the local store")
+                address = without_password(tracking)
                 raise ServiceError(f"MLflow at {address} stayed away for {patience_s:g} s")
             time.sleep(1)
 
     def close(self) -> None:
-        """Let go of the thread; what has not arrived stays in the checkpoint's history."""
-        self._sender.shutdown(wait=False, cancel_futures=True)
+        """Stop sending; what has not arrived stays in the checkpoint's history.
+
+        What is under way is waited for: whoever goes on with this training asks what has arrived.
+        """
+        self._closed = True
+        self._sender.shutdown(cancel_futures=True)
 
     def _send(self) -> None:
         if not self.waiting:
@@ -87,14 +95,15 @@ class Journal:
                 self._arrived = self._ask()
             # MLflow's pages open at step 0: there they find the generator before it learned.
             self._send_sheet(0, self._arrived)
-            while self.waiting:
+            while self.waiting and not self._closed:
                 self._send_epoch(self.waiting[0], self._arrived)
                 self.waiting.popleft()
         except AWAY as error:
             # Whether the last request arrived is not known: ask before anything is sent again.
             self._arrived = None
             if not self._away:
-                self.logger.warning("MLflow is away, the training goes on: %s", error)
+                said = without_password(str(error))
+                self.logger.warning("MLflow is away, the training goes on: %s", said)
             self._away = True
             return
         if self._away:

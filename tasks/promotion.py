@@ -244,14 +244,16 @@ def _bound(name: str) -> str:
 
 def _write_tags(client: MlflowClient, decision: Decision) -> None:
     """Say on the version how it was decided; nothing is left of an earlier decision."""
-    if decision.version == decision.champion:
-        return  # it has the tags that say how it became champion
     version = str(decision.version)
+    known = client.get_model_version(MODEL_NAME, version).tags
+    is_champion = decision.version == decision.champion
+    if is_champion and known.get("promotion") != "not promoted":
+        return  # it has the tags that say how it became champion
     tags = {
-        "promotion": "promoted" if decision.promoted else "not promoted",
+        "promotion": "promoted" if decision.promoted or is_champion else "not promoted",
         "promotion_reason": decision.reason,
     }
-    if decision.champion is not None:
+    if decision.champion is not None and not is_champion:
         tags["promotion_champion"] = str(decision.champion)
     if comparison := decision.comparison:
         interval = comparison.frechet_difference
@@ -264,7 +266,7 @@ def _write_tags(client: MlflowClient, decision: Decision) -> None:
             "promotion_num_samples": str(comparison.num_samples),
             "promotion_seed": str(comparison.seed),
         }
-    for name in client.get_model_version(MODEL_NAME, version).tags.keys() - tags.keys():
+    for name in known.keys() - tags.keys():
         if name.startswith("promotion_"):
             client.delete_model_version_tag(MODEL_NAME, version, name)
     for name, value in tags.items():

@@ -24,6 +24,7 @@ from gan.bundle import PRETRAINED, verify_bundle
 from gan.errors import UserError
 from gan.evaluation.scores import Scores
 from gan.sampling import ANY_DIGIT
+from tasks.pulling import collect, in_registry, place
 from tasks.tracking import MODEL_NAME
 from tasks.training import TrainedGenerator
 
@@ -64,8 +65,9 @@ def register_generator(
 ) -> RegisteredVersion:
     """Log the bundle as a model of the run and register it: one version a run.
 
-    It stays one if the same run registers again, or in two processes at once. While there is no
-    champion, the oldest version becomes it; any other becomes challenger.
+    It stays one if the same run registers again, or in two processes at once; the folder then
+    holds the bundle that is registered. While there is no champion, the oldest version becomes it;
+    any other becomes challenger.
 
     Raises:
         RegistryError: the files that MLflow kept are not whole.
@@ -78,6 +80,9 @@ def register_generator(
         mlflow.register_model(model_uri, MODEL_NAME, tags=tags)
     version = keep_first_version(client, mlflow_run_id)
     alias = _give_alias(client, version)
+    if version.tags.get("bundle") != trained.digest:
+        # What is registered stands, though other code or another number of threads packed again.
+        place(collect(in_registry(version.version)), trained.bundle)
     return RegisteredVersion(name=MODEL_NAME, version=int(version.version), alias=alias)
 
 

@@ -24,6 +24,7 @@ from tasks.pages import is_web_address
 from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
 from tasks.run_view import QUERY
+from tasks.services import without_password
 from tasks.timeline import save_timeline
 from tasks.tracking import MODEL_NAME, describe
 from tasks.training import TrainedGenerator
@@ -110,7 +111,7 @@ def summary(
   timeline   {folder / "report.html"}
   pictures   {folder}: samples.png, progress.gif, losses.png, samples/
   bundle     {trained.bundle}
-  MLflow     run {mlflow_run_id} in {mlflow.get_tracking_uri()}
+  MLflow     run {mlflow_run_id} in {without_password(mlflow.get_tracking_uri())}
 
 Next:
   make ui                                   compare runs: experiment mnist-gan, menu Views, Scores
@@ -170,7 +171,7 @@ def addresses(
     client: MlflowClient, mlflow_run_id: str, version: RegisteredVersion
 ) -> dict[str, str]:
     """Where to see the run and the version, and where their files lie; by name."""
-    run, uri = client.get_run(mlflow_run_id), mlflow.get_tracking_uri()
+    run, uri = client.get_run(mlflow_run_id), without_password(mlflow.get_tracking_uri())
     found = {"MLflow run": f"{mlflow_run_id} in {uri}: make ui shows it"}
     if is_web_address(uri):
         base = f"{uri.rstrip('/')}/#"

@@ -1,6 +1,7 @@
 """The servers that a run needs, asked before it spends hours on what it could not keep."""
 
 import os
+import re
 from collections.abc import Mapping
 
 import httpx
@@ -48,6 +49,13 @@ def find_silent_service() -> str | None:
     return None
 
 
+def without_password(text: str) -> str:
+    """A text without the user names and passwords that addresses in it may hold."""
+    # What is known to be one first: a password may have a slash or an @ in it.
+    known = os.environ.get("MLFLOW_TRACKING_URI", "").partition("//")[2].rpartition("@")[0]
+    return re.sub(r"//[^/@\s]*@", "//", text.replace(f"{known}@", "") if known else text)
+
+
 def check(name: str, url: str) -> None:
     """Ask one server; any answer but a server's own error will do, for S3 refuses strangers.
 
@@ -57,7 +65,7 @@ def check(name: str, url: str) -> None:
     try:
         address = httpx.URL(url).copy_with(userinfo=b"")  # a password is not for the log
         response = httpx.get(url, timeout=TIMEOUT_S)
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         raise ServiceError(f"{name} is set to an address that is none") from None
     except httpx.TransportError as error:
         raise ServiceError(f"{name} does not answer at {address}: {error}") from None

@@ -58,11 +58,13 @@ def sweep(mark: str) -> None:
     """End the processes with a mark: asked first, then killed until there is none."""
     left = find_processes(mark)
     for process in left:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
     psutil.wait_procs(left, timeout=PATIENCE_S)
     while left := find_processes(mark):
         for process in left:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(left, timeout=PATIENCE_S)
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +33,7 @@ from gan.training import name_device
 from tasks.data import DatasetRef
 from tasks.run_folder import make_folder
 from tasks.run_view import save_view
-from tasks.services import ServiceError, find_silent_service
+from tasks.services import ServiceError, find_silent_service, without_password
 
 EXPERIMENT = "mnist-gan"
 MODEL_NAME = "mnist-gan-generator"
@@ -85,38 +85,52 @@ def tracked_run(
         yield run_id
 
 
+def how_to_resume(folder: Path) -> str:
+    """What a user can do about a training that MLflow has left, and that is kept in a folder."""
+    return (
+        f"what is trained is kept in {folder}, and the same command with --resume, "
+        f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
+    )
+
+
 @contextmanager
 def open_run(
-    name: str, parameters: Mapping[str, object], tags: Mapping[str, str], folder: Path
+    name: str,
+    parameters: Mapping[str, object],
+    tags: Mapping[str, str],
+    folder: Path,
+    way_out: Callable[[Path], str] = how_to_resume,
 ) -> Iterator[str]:
     """Keep one MLflow run open; gives its id. It ends as the code inside does: FINISHED, KILLED
     where a user or the system ended it, FAILED after any other exception.
 
     What is taken up again, known by its folder, goes on in the run that it had. The tags say
     besides the given ones which code ran where, and for which Prefect flow run.
+
+    Raises:
+        ServiceError: MLflow went away; says so, and the way out.
     """
     # A server that is away shall be noticed in seconds; what must arrive is sent again by us.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     open_experiment(folder.parent)
     known = find_run("run_folder", folder.name)
-    run = mlflow.start_run(known, run_name=name, log_system_metrics=True)
+    noted = {
+        **tags,
+        "git_commit": git_commit(),
+        "host": socket.gethostname(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mlflow": mlflow.__version__,
+        "run_folder": folder.name,
+        "prefect_flow_run_id": runtime.flow_run.get_id() or "",
+        "prefect_flow_run_name": runtime.flow_run.get_name() or "",
+        "prefect_flow_run_url": flow_run_url(),
+    }
+    # With its tags from the first moment: by them it is found again, whenever its process dies.
+    run = mlflow.start_run(known, run_name=name, tags=noted, log_system_metrics=True)
     try:
         mlflow.log_params(dict(parameters))
-        mlflow.set_tags(
-            {
-                **tags,
-                "git_commit": git_commit(),
-                "host": socket.gethostname(),
-                "threads": str(torch.get_num_threads()),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "mlflow": mlflow.__version__,
-                "run_folder": folder.name,
-                "prefect_flow_run_id": runtime.flow_run.get_id() or "",
-                "prefect_flow_run_name": runtime.flow_run.get_name() or "",
-                "prefect_flow_run_url": flow_run_url(),
-            }
-        )
         yield run.info.run_id
     except (KeyboardInterrupt, TerminationSignal):
         _end_run("KILLED")
@@ -124,10 +138,7 @@ def open_run(
     except (MlflowException, RequestException, ServiceError) as error:
         _end_run("FAILED")
         if away := find_silent_service():
-            raise ServiceError(
-                f"{away}; what is trained is kept in {folder}, and the same command with --resume, "
-                f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
-            ) from error
+            raise ServiceError(f"{away}; {way_out(folder)}") from error
         raise
     except BaseException:
         _end_run("FAILED")
@@ -139,7 +150,8 @@ def _end_run(status: str) -> None:
     try:
         mlflow.end_run(status)
     except (MlflowException, RequestException, OSError) as error:
-        get_run_logger().warning("MLflow was not told that the run is %s: %s", status, error)
+        said = without_password(str(error))
+        get_run_logger().warning("MLflow was not told that the run is %s: %s", status, said)
 
 
 def find_run(tag: str, value: str) -> str | None:

@@ -83,9 +83,10 @@ def train_generator(
         ServiceError: MLflow went away and did not come back; the training is whole on disk.
     """
     place = torch.device(device)
-    data = load_mnist(dataset.folder, place).train
     checkpoints = Checkpoints(folder / "checkpoints", every_s=checkpoint_every_s)
-    state = checkpoints.load(config, place) or TrainState(config, place)
+    with memory_shortage_explained(config, device):
+        data = load_mnist(dataset.folder, place).train
+        state = checkpoints.load(config, place) or TrainState(config, place)
     began, started = state.step, time.perf_counter()
     if began:
         get_run_logger().info("going on after step %d, from a checkpoint", began)
@@ -176,6 +177,12 @@ def check_diversity(state: TrainState) -> None:
         )
 
 
+def is_memory_shortage(error: BaseException) -> bool:
+    """Whether the machine or its GPU had no more memory; torch's CPU allocator says so in words."""
+    in_words = isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(in_words)
+
+
 @contextmanager
 def memory_shortage_explained(config: TrainConfig, device: str) -> Iterator[None]:
     """Say in a sentence what a training that does not fit into memory can do.
@@ -186,8 +193,7 @@ def memory_shortage_explained(config: TrainConfig, device: str) -> Iterator[None
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # The allocator of the CPU raises a plain RuntimeError.
-        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+        if not is_memory_shortage(error):
             raise
         raise MemoryShortage(
             f"the memory of device {device} does not hold a batch of {config.batch_size}; "

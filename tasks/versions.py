@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 
 from gan.bundle import bundle_digest, read_bundle
 from tasks.pulling import VersionError, collect, find_version, in_registry, open_store, place
 from tasks.storage import StorageError
-from tasks.tracking import EXPERIMENT, MODEL_NAME, flow_run_url
+from tasks.tracking import MODEL_NAME, open_run
 
 MAX_MOVES = 10
 """How often a moved pointer is looked at again before giving up."""
@@ -116,18 +113,12 @@ def point_to_champion(destination: str) -> str | None:
     raise StorageError(f"others keep moving the champion of {store.address}; run this again")
 
 
-@contextmanager
-def evaluation_run(version: FetchedVersion) -> Iterator[str]:
-    """Keep an MLflow run open for scores of a version; gives its id."""
-    mlflow.set_experiment(EXPERIMENT)
-    name = f"version {version.version}, scored again"
-    with mlflow.start_run(run_name=name) as run:
-        mlflow.set_tags(
-            {
-                "recipe": version.recipe,
-                "model_version": str(version.version),
-                "prefect_flow_run_id": flow_run.get_id() or "",
-                "prefect_flow_run_url": flow_run_url(),
-            }
-        )
-        yield run.info.run_id
+def evaluation_run(version: FetchedVersion, folder: Path) -> AbstractContextManager[str]:
+    """Keep an MLflow run open for scores of a version; gives its id. See `open_run`."""
+    return open_run(
+        f"version {version.version}, scored again",
+        parameters={},
+        tags={"recipe": version.recipe, "model_version": str(version.version)},
+        folder=folder,
+        way_out=lambda _: "score the version again when it does",
+    )

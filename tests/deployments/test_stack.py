@@ -55,6 +55,18 @@ def test_keys_are_drawn_once_and_only_their_owner_reads_them(tmp_path: Path) -> 
     assert len(keys["AWS_SECRET_ACCESS_KEY"]) >= 32
 
 
+def test_keys_that_cannot_be_read_are_named_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    for text in ("", "{", "no keys"):
+        path.write_text(text)
+        with pytest.raises(StackError, match=rf"^{path} does not hold .*; delete it, and new ones"):
+            read_keys(path)
+    path.unlink()
+    path.with_suffix(".new").write_text("of a start that was killed")
+    assert read_keys(path) == read_keys(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["keys.json"]
+
+
 def test_sweep_ends_processes_in_other_sessions_and_those_that_will_not_listen() -> None:
     stack_id = uuid.uuid4().hex
     meek = "import time; print(flush=True); time.sleep(60)"

@@ -100,6 +100,14 @@ def test_what_mlflow_refuses_names_its_store_and_no_password(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_memory_that_is_full_is_said_wherever_it_happens(error: Exception) -> None:
+    assert (
+        explain(error)
+        == "the memory of this machine or of its GPU is full; free some, or ask for less"
+    )
+
+
 def test_temporary_server_that_takes_too_long_is_said_in_a_sentence(
     train_gan: Command, tmp_path: Path
 ) -> None:

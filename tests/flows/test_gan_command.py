@@ -219,6 +219,27 @@ def test_rollback_returns_to_the_previous_champion(gan: Gan, here: Registry, fol
     assert (str(held["champion"]), str(held["previous"])) == ("2", "1")
 
 
+@pytest.mark.slow
+def test_rollback_that_the_store_does_not_learn_of_says_how_it_will(
+    gan: Gan, here: Registry, folder: Path
+) -> None:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client.set_registered_model_alias(NAME, "previous", "2")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        gone = f"http://127.0.0.1:{server.getsockname()[1]}"
+    store = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    done = gan("rollback", MNIST_GAN_PUBLISH_TO="s3://bucket", AWS_ENDPOINT_URL_S3=gone, **store)
+    assert done.returncode == 1
+    assert done.stdout.startswith("version 2 is @champion again")
+    assert done.stderr.count("\n") == 1
+    assert gone in done.stderr
+    assert "`python -m flows.publish_generator` has champion.json follow" in done.stderr
+
+
 @pytest.fixture
 def keys(folder: Path) -> tuple[str, str]:
     """A key pair in PEM: the private one, the public one."""

@@ -41,7 +41,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 def publish(
     registered: Registry, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[Publish]:
-    """Runs `python -m flows.publish_generator` beside that registry and an S3 store."""
+    """Runs `python -m flows.publish_generator`, or another, beside a registry and an S3 store."""
     home = tmp_path_factory.mktemp("home")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     with s3_store(tmp_path_factory.mktemp("s3"), free_ports(5)) as url:
@@ -57,9 +57,11 @@ def publish(
             "NO_PROXY": "127.0.0.1",
         }
 
-        def run(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        def run(
+            *options: str, flow: str = "publish_generator", **variables: str
+        ) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [sys.executable, "-m", "flows.publish_generator", *options],
+                [sys.executable, "-m", f"flows.{flow}", *options],
                 check=False,
                 cwd=home,
                 env=environment | variables,
@@ -97,6 +99,28 @@ def test_published_versions_can_be_pulled_and_the_champion_is_pointed_at(
     for version, name in ((1, "champion"), (2, 2)):
         pulled = pull(name, tmp_path / str(version), "s3://mirrors/models")
         assert read_bundle(pulled.folder) == read_bundle(registered.bundle(version))
+
+
+@pytest.mark.slow
+def test_promotion_that_the_store_did_not_learn_of_is_finished(
+    publish: Publish, registered: Registry, mnist_dir: Path
+) -> None:
+    address = "s3://mirrors/behind"
+    store, client = open_store(address), MlflowClient(f"sqlite:///{registered.folder}/mlflow.db")
+    for version in ("1", "2"):
+        assert publish("--version", version, "--publish-to", address).returncode == 0
+    client.set_registered_model_alias(MODEL_NAME, "champion", "2")
+    try:
+        done = publish(
+            *("--version", "2"),
+            flow="promote_generator",
+            MNIST_GAN_PUBLISH_TO=address,
+            MNIST_GAN_DATA_DIR=str(mnist_dir.parent),
+        )
+    finally:
+        client.set_registered_model_alias(MODEL_NAME, "champion", "1")
+    assert done.returncode == 0, done.stderr
+    assert store.read_pointer()[0] == store.point_to(2, registered.digests[1])
 
 
 @pytest.mark.slow

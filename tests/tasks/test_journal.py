@@ -1,5 +1,6 @@
 """A real MLflow server that goes away and comes back while epochs are sent."""
 
+import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from PIL import Image
 from prefect.logging import disable_run_logger
 
 from gan.training import Progress
+from tasks import services
 from tasks.journal import CURVES, Journal, open_journal, sheet_path
 from tasks.services import ServiceError
 from tests.mlflow_server import MlflowServer
@@ -112,6 +114,37 @@ def test_a_process_that_died_in_an_outage_loses_nothing(
             journal.offer(report(6))
             journal.deliver()
             assert arrived(run_id) == EVERYTHING
+
+
+@pytest.mark.slow
+@pytest.mark.chaos
+def test_nothing_arrives_after_the_end(server: MlflowServer, tmp_path: Path) -> None:
+    history = [report(epoch) for epoch in range(1, 60)]
+    with disable_run_logger(), server.running():
+        run_id = MlflowClient().create_run("0").info.run_id
+        with open_journal(run_id, tmp_path, history):
+            pass
+        at_the_end = arrived(run_id)
+        time.sleep(2)
+        assert arrived(run_id) == at_the_end
+        with open_journal(run_id, tmp_path, history) as journal:
+            journal.deliver()
+        assert arrived(run_id)["d_loss"] == list(range(1, 60))
+
+
+def test_a_server_that_stays_silent_is_waited_for_no_longer_than_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "TIMEOUT_S", 0.2)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as silent, disable_run_logger():
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://mlflow:hunter2@{address}")
+        with open_journal("none", tmp_path, [report(epoch) for epoch in range(1, 61)]) as journal:
+            started = time.monotonic()
+            with pytest.raises(ServiceError, match=f"^MLflow at http://{address} stayed away"):
+                journal.deliver(patience_s=0.5)
+            assert time.monotonic() - started < 6, "not once for each of sixty epochs"
 
 
 def test_nothing_to_send_asks_nobody(server: MlflowServer, tmp_path: Path) -> None:

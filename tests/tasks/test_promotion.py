@@ -209,6 +209,15 @@ def test_champion_stays_champion_with_the_tags_it_has(mode: PromotionMode, tmp_p
 
 
 @pytest.mark.usefixtures("registry")
+def test_a_start_that_died_after_the_alias_moved_is_finished(tmp_path: Path) -> None:
+    settle(2, "never", never_called, tmp_path)
+    assert move_champion(2, champion=1)
+    assert tags(2)["promotion"] == "not promoted"
+    settle(2, "if-better", never_called, tmp_path)
+    assert tags(2) == {"promotion": "promoted", "promotion_reason": "it is champion already"}
+
+
+@pytest.mark.usefixtures("registry")
 def test_where_there_is_no_champion_the_version_becomes_it(tmp_path: Path) -> None:
     MlflowClient().delete_registered_model_alias(MODEL_NAME, "champion")
     assert not settle(2, "never", never_called, tmp_path).promoted

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,18 @@ def test_registering_again_for_the_same_run_changes_nothing(
     before = numbers()
     register(tmp_path, ConvConfig(width=4), run_id)
     assert numbers() == before
+
+
+def test_what_is_packed_otherwise_gives_way_to_what_is_registered(tmp_path: Path) -> None:
+    trained = trained_in(tmp_path, ConvConfig(width=4))
+    run_id = start_run()
+    first = register_generator.fn(trained, load_floors(), run_id)
+    card = {"model_card.md": b"# Packed again, by other code\n"}
+    digest = save_bundle(load_bundle(trained.bundle), trained.bundle, card)
+    assert digest != trained.digest
+    again = register_generator.fn(replace(trained, digest=digest), load_floors(), run_id)
+    assert again.version == first.version
+    assert bundle_digest(trained.bundle) == trained.digest
 
 
 def test_what_an_interrupted_registration_left_twice_is_mended(

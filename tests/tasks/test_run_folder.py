@@ -47,7 +47,9 @@ def test_resume_finds_the_newest_of_the_same_config(tmp_path: Path) -> None:
 def test_resume_passes_over_a_torn_checkpoint_of_any_training(tmp_path: Path) -> None:
     wanted = interrupted(tmp_path, "wanted", CONFIG, modified=2000)
     config = replace(CONFIG, seed=1)
-    (one,) = Checkpoints(interrupted(tmp_path, "other", config, modified=3000) / "checkpoints").find()
+    (one,) = Checkpoints(
+        interrupted(tmp_path, "other", config, modified=3000) / "checkpoints"
+    ).find()
     for length in (1000, 40, 4, 0):
         one.write_bytes(one.read_bytes()[:length])
         with own_run_folder(tmp_path, CONFIG, resume=True) as folder:

@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 
 from tasks import services
-from tasks.services import ServiceError, check, find_services
+from tasks.services import ServiceError, check, find_services, without_password
 
 
 @contextmanager
@@ -79,3 +79,23 @@ def test_password_in_an_address_is_not_shown(url: str) -> None:
         check("MLflow", url)
     assert "secret" not in str(refused.value)
     assert "secret" not in repr(refused.value.__cause__)
+
+
+@pytest.mark.parametrize("url", ["http://a..b:5000", "http://[::", f"http://{'a' * 64}.org"])
+def test_an_address_that_is_none_is_said(url: str) -> None:
+    with pytest.raises(ServiceError, match=r"^Prefect is set to an address that is none$"):
+        check("Prefect", url)
+
+
+@pytest.mark.parametrize("password", ["hunter2", "hun/ter2", "hun@ter2", "h:u@n/t@er2"])
+def test_no_text_has_the_password_of_the_tracking_address(
+    password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"postgresql://mlflow:{password}@db:5432/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert without_password(f"no {address}!") == "no postgresql://db:5432/mlflow!"
+    assert (
+        without_password("S3 at http://me:it@store:1/a and b@c") == "S3 at http://store:1/a and b@c"
+    )
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert without_password("http://me:it@store:1 or http://db") == "http://store:1 or http://db"

@@ -43,6 +43,27 @@ def test_exception_ends_the_run_as_failed(tmp_path: Path) -> None:
     assert mlflow.active_run() is None
 
 
+def test_a_run_is_known_by_its_tags_from_the_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def log_params(_: object) -> None:
+        run = mlflow.active_run()
+        assert run
+        found.append(mlflow.get_run(run.info.run_id).data.tags)
+
+    monkeypatch.setattr(mlflow, "log_params", log_params)
+    with tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id:
+        pass
+    with tracked_run(quick(), DATASET, "cpu", tmp_path) as again:
+        pass
+    assert again == run_id
+    for tags in found:
+        assert tags["run_folder"] == tmp_path.name
+        assert {"prefect_flow_run_id", "host", "recipe", "git_commit"} <= tags.keys()
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values())
 def test_every_field_is_a_parameter_of_its_own(recipe: object) -> None:
     config = recipe()  # type: ignore[operator]
