@@ -227,7 +227,7 @@ def main() -> None:
     except StackError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

@@ -52,8 +52,11 @@ def find_silent_service() -> str | None:
 def without_password(text: str) -> str:
     """A text without the user names and passwords that addresses in it may hold."""
     # What is known to be one first: a password may have a slash or an @ in it.
-    known = os.environ.get("MLFLOW_TRACKING_URI", "").partition("//")[2].rpartition("@")[0]
-    return re.sub(r"//[^/@\s]*@", "//", text.replace(f"{known}@", "") if known else text)
+    address = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[2]
+    known, at, _ = address.rpartition("@")
+    if at and not address.startswith("/"):
+        text = text.replace(f"{known}@", "")
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def check(name: str, url: str) -> None:

@@ -6,7 +6,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -85,21 +85,13 @@ def tracked_run(
         yield run_id
 
 
-def how_to_resume(folder: Path) -> str:
-    """What a user can do about a training that MLflow has left, and that is kept in a folder."""
-    return (
-        f"what is trained is kept in {folder}, and the same command with --resume, "
-        f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
-    )
-
-
 @contextmanager
 def open_run(
     name: str,
     parameters: Mapping[str, object],
     tags: Mapping[str, str],
     folder: Path,
-    way_out: Callable[[Path], str] = how_to_resume,
+    way_out: str | None = None,
 ) -> Iterator[str]:
     """Keep one MLflow run open; gives its id. It ends as the code inside does: FINISHED, KILLED
     where a user or the system ended it, FAILED after any other exception.
@@ -108,7 +100,7 @@ def open_run(
     besides the given ones which code ran where, and for which Prefect flow run.
 
     Raises:
-        ServiceError: MLflow went away; says so, and the way out.
+        ServiceError: MLflow went away; says so, and the way out, which by default is to resume.
     """
     # A server that is away shall be noticed in seconds; what must arrive is sent again by us.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -138,7 +130,11 @@ def open_run(
     except (MlflowException, RequestException, ServiceError) as error:
         _end_run("FAILED")
         if away := find_silent_service():
-            raise ServiceError(f"{away}; {way_out(folder)}") from error
+            resume = (
+                f"what is trained is kept in {folder}, and the same command with --resume, "
+                f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
+            )
+            raise ServiceError(f"{away}; {way_out or resume}") from error
         raise
     except BaseException:
         _end_run("FAILED")

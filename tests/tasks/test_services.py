@@ -97,5 +97,9 @@ def test_no_text_has_the_password_of_the_tracking_address(
     assert (
         without_password("S3 at http://me:it@store:1/a and b@c") == "S3 at http://store:1/a and b@c"
     )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me@work/mlflow.db")
+    assert without_password("at sqlite:////home/me@work/mlflow.db") == (
+        "at sqlite:////home/me@work/mlflow.db"
+    )
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert without_password("http://me:it@store:1 or http://db") == "http://store:1 or http://db"
