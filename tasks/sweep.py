@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna import Study, Trial, TrialPruned
 from optuna.distributions import distribution_to_json
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -124,7 +125,30 @@ def own_sweep_folder(
 def open_storage(folder: Path) -> JournalStorage:
     """Where all processes of a sweep write down its trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return JournalStorage(JournalFileBackend(str(folder / "trials.journal")))
+    journal = folder / "trials.journal"
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=_MendingLock(journal)))
+
+
+class _MendingLock(JournalFileSymlinkLock):
+    """Whoever is to write next first cuts off the line that a full disk or a kill left half.
+
+    Otherwise the next line would be written behind it, and the journal could not be read any more.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        super().__init__(str(journal))
+        self.journal = journal
+
+    def acquire(self) -> bool:
+        """Wait for the others, as Optuna does; then see that the last line is whole."""
+        held = super().acquire()
+        with self.journal.open("rb+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            if file.read() not in (b"", b"\n"):
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        return held
 
 
 def open_study(folder: Path, seed: int = 0) -> Study:

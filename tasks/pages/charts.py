@@ -74,7 +74,8 @@ class Chart:
     def y_ticks(self) -> list[float]:
         """Round values that span the lines."""
         most = self.top or max(float(line.values.max()) for line in self.series)
-        return list(MaxNLocator(4).tick_values(0, most or 1))
+        # Lines that are next to nothing lie on the axis: so small, there are no round values.
+        return list(MaxNLocator(4).tick_values(0, most if most > 1e-12 else 1))
 
     def x(self, epoch: float) -> float:
         """Where an epoch lies; one before the first, at the left end."""

@@ -1,6 +1,5 @@
 """A version that is scored again, as a user does it, on a registry on SQLite."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -22,9 +21,8 @@ def scored_again(folder: Path) -> list[Run]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_one_that_is_asked_to_end_is_over_in_both_systems(
-    signum: signal.Signals, environment: dict[str, str], tmp_path: Path
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
     register_two(tmp_path)
     with (tmp_path / "log").open("w") as log:
@@ -41,7 +39,7 @@ def test_one_that_is_asked_to_end_is_over_in_both_systems(
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.5)
             time.sleep(2)  # in the middle of the first draw
-            process.send_signal(signum)
+            process.terminate()
             assert process.wait(PATIENCE_S) != 0
         finally:
             process.kill()

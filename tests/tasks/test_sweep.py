@@ -68,6 +68,26 @@ def _store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("left", [0, 1, 20, 0.5, -2, -1])
+def test_a_journal_that_broke_off_in_the_middle_of_a_line_goes_on(
+    left: float, tmp_path: Path
+) -> None:
+    space = build_distributions(SPACE, CONFIG)
+    open_study(tmp_path).enqueue_trial(find_middle(space))
+    journal = tmp_path / "trials.journal"
+    whole = journal.read_bytes()
+    open_study(tmp_path).enqueue_trial(find_middle(space))
+    added = journal.read_bytes().removeprefix(whole)
+    at = int(left * len(added)) if left == 0.5 else int(left)
+    journal.write_bytes(whole + added[:at])
+    for num in (2, 3):
+        open_study(tmp_path).enqueue_trial(find_middle(space))
+        assert len(open_study(tmp_path).trials) == num
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert all(json.loads(line) for line in lines)
+    assert lines[-1].endswith(b"\n")
+
+
 @pytest.fixture(scope="module")
 def _prefect() -> Iterator[None]:
     with prefect_test_harness(server_startup_timeout=PATIENCE_S):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 from PIL import Image
@@ -164,6 +164,12 @@ def test_nothing_but_a_web_address_becomes_a_link(address: str) -> None:
     assert is_web_address("https://host/path")
 
 
+def chart_of(*values: float) -> Chart:
+    series = pd.Series(values, index=range(1, len(values) + 1))
+    line = Series(label="line", film=0, curve="d_loss", colour=0, values=series)
+    return Chart(title="Losses", note="", series=[line])
+
+
 @st.composite
 def charts(draw: st.DrawFn) -> Chart:
     lines = []
@@ -177,6 +183,8 @@ def charts(draw: st.DrawFn) -> Chart:
 
 @settings(max_examples=50)
 @given(chart=charts())
+@example(chart=chart_of(5e-324))
+@example(chart=chart_of(0.0))
 def test_lines_ticks_and_cursors_lie_in_the_box(chart: Chart) -> None:
     width, height = chart.SIZE
     for line in chart.series:
