@@ -35,18 +35,21 @@ def explain(error: BaseException) -> str | None:
     from sqlalchemy.exc import SQLAlchemyError
 
     from gan.errors import UserError
-    from tasks.services import without_password
-    from tasks.training import is_memory_shortage
 
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MlflowException | SQLAlchemyError | RequestException):
+        from tasks.services import without_password
+
         address = get_tracking_uri().partition("?")[0]
         return without_password(f"MLflow at {address}: {error}".strip()).splitlines()[0]
     if isinstance(error, RuntimeError) and "ephemeral Prefect API server" in str(error):
         return "Prefect's temporary server did not start in time; is the machine overloaded?"
-    if is_memory_shortage(error):
-        return "the memory of this machine or of its GPU is full; free some, or ask for less"
+    if isinstance(error, MemoryError | RuntimeError):
+        from tasks.training import is_memory_shortage
+
+        full = "the memory of this machine or of its GPU is full; free some, or ask for less"
+        return full if is_memory_shortage(error) else None
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

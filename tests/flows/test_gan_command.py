@@ -219,6 +219,21 @@ def test_rollback_returns_to_the_previous_champion(gan: Gan, here: Registry, fol
     assert (str(held["champion"]), str(held["previous"])) == ("2", "1")
 
 
+def test_a_refusal_waits_for_no_library_that_it_does_not_need(
+    pytestconfig: pytest.Config,
+) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-c", HELP_AND_LIST_MODULES, "verify", "absent"],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    modules, sentence = refused.stderr.splitlines()
+    assert sentence == "error: absent is not a whole bundle: it has no manifest.json"
+    assert not {"prefect", "matplotlib", "httpx"} & set(modules.split())
+
+
 @pytest.mark.slow
 def test_rollback_that_the_store_does_not_learn_of_says_how_it_will(
     gan: Gan, here: Registry, folder: Path
