@@ -4,7 +4,6 @@ from typing import Annotated
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from pydantic import Field
 
@@ -13,8 +12,9 @@ from flows.parameters import DeviceName, NumSamples, Seed, VersionName
 from gan.training import choose_device
 from tasks.data import download_mnist
 from tasks.evaluation import Findings, examine_generator
-from tasks.interruption import cancelled_by
+from tasks.reconciliation import interrupted_by
 from tasks.reporting import report_findings
+from tasks.run_folder import finish, own_folder
 from tasks.services import check_services
 from tasks.settings import load_settings
 from tasks.tracking import end_tracking
@@ -52,24 +52,26 @@ def evaluate_generator(
     place = choose_device(device).type
     folder = settings.runs_dir / str(flow_run.get_id())
 
-    check_services()
-    dataset = download_mnist(settings.data_dir, settings.data_mirrors)
-    fetched = fetch_version(version, folder)
-    try:
-        with evaluation_run(fetched, folder) as run_id:
-            findings = examine_generator(
-                fetched.bundle,
-                dataset,
-                place,
-                run_id,
-                folder,
-                num_samples=num_samples,
-                num_draws=num_draws,
-                seed=seed,
-            )
-            report_findings(fetched, findings)
-    except (KeyboardInterrupt, TerminationSignal) as signal:
-        return cancelled_by(signal, folder)
+    with own_folder(folder, "scoring"):
+        try:
+            check_services()
+            dataset = download_mnist(settings.data_dir, settings.data_mirrors)
+            fetched = fetch_version(version, folder)
+            with evaluation_run(fetched, folder) as run_id:
+                findings = examine_generator(
+                    fetched.bundle,
+                    dataset,
+                    place,
+                    run_id,
+                    folder,
+                    num_samples=num_samples,
+                    num_draws=num_draws,
+                    seed=seed,
+                )
+                report_findings(fetched, findings)
+            finish(folder)
+        except BaseException as error:
+            return interrupted_by(error, folder)
     return findings
 
 

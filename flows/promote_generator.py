@@ -8,6 +8,7 @@ from flows.parameters import DeviceName, NumSamples, Seed, VersionName
 from gan.training import choose_device
 from tasks.data import download_mnist
 from tasks.promotion import Decision, PromotionMode, promote_version
+from tasks.run_folder import finish, own_folder
 from tasks.services import check_services
 from tasks.settings import load_settings
 from tasks.versions import point_to_champion
@@ -34,13 +35,15 @@ def promote_generator(
     place = choose_device(device).type
     folder = settings.runs_dir / str(flow_run.get_id())
 
-    check_services()
-    dataset = download_mnist(settings.data_dir, settings.data_mirrors)
-    decision = promote_version(
-        version, promote, dataset, place, folder, num_samples=num_samples, seed=seed
-    )
-    if settings.publish_to:  # also where an earlier start moved the registry's champion alone
-        point_to_champion(settings.publish_to)
+    with own_folder(folder, "promoting"):
+        check_services()
+        dataset = download_mnist(settings.data_dir, settings.data_mirrors)
+        decision = promote_version(
+            version, promote, dataset, place, folder, num_samples=num_samples, seed=seed
+        )
+        if settings.publish_to:  # also where an earlier start moved the registry's champion alone
+            point_to_champion(settings.publish_to)
+        finish(folder)
     return decision
 
 

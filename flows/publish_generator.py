@@ -5,6 +5,7 @@ from prefect.runtime import flow_run
 
 from flows import command_line
 from flows.parameters import VersionName
+from tasks.run_folder import finish, own_folder
 from tasks.services import check_services
 from tasks.settings import load_settings
 from tasks.storage import S3Address, StorageError
@@ -28,11 +29,13 @@ def publish_generator(
         raise StorageError("nowhere to publish: give publish_to, or set MNIST_GAN_PUBLISH_TO")
     folder = settings.runs_dir / str(flow_run.get_id())
 
-    check_services()
-    check_destination(destination)
-    fetched = fetch_version(version, folder)
-    address = publish(fetched.bundle, fetched.version, destination)
-    point_to_champion(destination)
+    with own_folder(folder, "publishing"):
+        check_services()
+        check_destination(destination)
+        fetched = fetch_version(version, folder)
+        address = publish(fetched.bundle, fetched.version, destination)
+        point_to_champion(destination)
+        finish(folder)
     return address
 
 

@@ -8,7 +8,6 @@ import mlflow
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import TerminationSignal
 from pydantic import Field
 
 from flows import command_line
@@ -18,10 +17,9 @@ from gan.training import choose_device
 from tasks.dask_cluster import make_runner, require_store, run_trials
 from tasks.data import download_mnist
 from tasks.evaluation import evaluate_generator
-from tasks.interruption import cancelled_by
 from tasks.packing import pack_generator
 from tasks.promotion import PromotionMode, promote_version
-from tasks.reconciliation import end_left_runs
+from tasks.reconciliation import end_left_runs, interrupted_by
 from tasks.registry import RegisteredVersion, register_generator
 from tasks.run_folder import finish
 from tasks.schedule import GPU_LEASE_S, gpu_limits
@@ -139,9 +137,9 @@ def sweep_gan(
                 )
                 finals = {trial.number: scores for trial, scores in scored}
                 report_sweep(sweep, finals, best.number, version, decision)
-        except (KeyboardInterrupt, TerminationSignal) as signal:
-            return cancelled_by(signal, folder)
-        finish(folder)
+            finish(folder)
+        except BaseException as error:
+            return interrupted_by(error, folder)
     return version
 
 

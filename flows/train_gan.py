@@ -5,7 +5,6 @@ from uuid import UUID
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
@@ -26,10 +25,9 @@ from gan.recipes import configure
 from gan.training import choose_device
 from tasks.data import download_mnist
 from tasks.evaluation import evaluate_generator
-from tasks.interruption import cancelled_by
 from tasks.packing import pack_generator
 from tasks.promotion import PromotionMode, promote_version
-from tasks.reconciliation import end_left_runs
+from tasks.reconciliation import end_left_runs, interrupted_by
 from tasks.registry import RegisteredVersion, register_generator
 from tasks.reporting import report
 from tasks.run_folder import finish, own_run_folder
@@ -106,12 +104,12 @@ def train_gan(
     destination = publish_to or settings.publish_to
 
     with own_run_folder(settings.runs_dir, config, resume=resume) as folder:
-        check_services()
-        end_left_runs(folder)
-        if destination:
-            check_destination(destination)
-        dataset = download_mnist(settings.data_dir, settings.data_mirrors)
         try:
+            check_services()
+            end_left_runs(folder)
+            if destination:
+                check_destination(destination)
+            dataset = download_mnist(settings.data_dir, settings.data_mirrors)
             with (
                 concurrency(gpu_limits(), occupy=1, lease_duration=GPU_LEASE_S),
                 tracked_run(config, dataset, place, folder, devices=devices) as run_id,
@@ -131,9 +129,9 @@ def train_gan(
                     publish_generator(trained.bundle, version.version, destination)
                     point_to_champion(destination)
                 report(config, trained, scores, version, decision, run_id, folder)
-        except (KeyboardInterrupt, TerminationSignal) as signal:
-            return cancelled_by(signal, folder)
-        finish(folder)
+            finish(folder)
+        except BaseException as error:
+            return interrupted_by(error, folder)
     return version
 
 

@@ -105,9 +105,14 @@ def _hand_over(client: MlflowClient, version: int, champion: int | None) -> bool
     elif holders.get("previous") == version:
         client.delete_registered_model_alias(MODEL_NAME, "previous")
     client.set_registered_model_alias(MODEL_NAME, "champion", str(version))
+    drop_challenger(client, version)
+    return True
+
+
+def drop_challenger(client: MlflowClient, version: int) -> None:
+    """Take the alias `challenger` from a version that is champion."""
     if find_holders(client).get("challenger") == version:
         client.delete_registered_model_alias(MODEL_NAME, "challenger")
-    return True
 
 
 def _is_whole(version: int) -> bool:

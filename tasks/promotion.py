@@ -20,7 +20,7 @@ from gan.data import load_mnist
 from gan.errors import UserError
 from gan.evaluation.comparison import Comparison, Standing, compare
 from gan.evaluation.scores import draws_like, explain
-from tasks.aliases import find_holders, move_champion
+from tasks.aliases import drop_challenger, find_holders, move_champion
 from tasks.data import DatasetRef
 from tasks.pulling import VersionError, find_version
 from tasks.tracking import MODEL_NAME
@@ -124,9 +124,12 @@ def settle(
     number = int(find_version(client, version).version)
     for _ in range(MAX_DECISIONS):
         decision = _decide(client, number, mode, compare_bundles, folder)
-        if not decision.promoted or move_champion(number, decision.champion):
-            _write_tags(client, decision)
-            return decision
+        if decision.champion == number:
+            drop_challenger(client, number)
+        elif decision.promoted and not move_champion(number, decision.champion):
+            continue
+        _write_tags(client, decision)
+        return decision
     raise PromotionError(
         f"the champion changed {MAX_DECISIONS} times while version {number} was compared with it; "
         "promote it again when the others are done"
@@ -140,7 +143,8 @@ def _decide(
     compare_bundles: CompareBundles,
     folder: Path,
 ) -> Decision:
-    champion = find_holders(client).get("champion")
+    holders = find_holders(client)
+    champion = holders.get("champion")
 
     def decided(promoted: bool, reason: str, comparison: Comparison | None = None) -> Decision:
         return Decision(
@@ -152,7 +156,7 @@ def _decide(
         )
 
     if champion == version:
-        return decided(False, "it is champion already")
+        return decided(*_explain_champion(client, version, "previous" in holders))
     if mode == "never":
         return decided(False, "promotion was asked for never")
     if mode == "always":
@@ -172,6 +176,16 @@ def _decide(
         )
     comparison = compare_bundles(challenger.bundle, fetched.bundle)
     return decided(*weigh(comparison), comparison)
+
+
+def _explain_champion(client: MlflowClient, version: int, has_previous: bool) -> tuple[bool, str]:
+    """Whether it is for this decision to say how the champion became it, and what to say."""
+    known = client.get_model_version(MODEL_NAME, str(version)).tags
+    if known.get("promotion") == "promoted":
+        return False, "it is champion already"
+    if has_previous:
+        return True, "it was made champion by a run that ended before it said why"
+    return True, "there was no champion before it"
 
 
 def weigh(comparison: Comparison) -> tuple[bool, str]:
@@ -245,12 +259,12 @@ def _bound(name: str) -> str:
 def _write_tags(client: MlflowClient, decision: Decision) -> None:
     """Say on the version how it was decided; nothing is left of an earlier decision."""
     version = str(decision.version)
-    known = client.get_model_version(MODEL_NAME, version).tags
     is_champion = decision.version == decision.champion
-    if is_champion and known.get("promotion") != "not promoted":
+    if is_champion and not decision.promoted:
         return  # it has the tags that say how it became champion
+    known = client.get_model_version(MODEL_NAME, version).tags
     tags = {
-        "promotion": "promoted" if decision.promoted or is_champion else "not promoted",
+        "promotion": "promoted" if decision.promoted else "not promoted",
         "promotion_reason": decision.reason,
     }
     if decision.champion is not None and not is_champion:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
-    FlowRunFilterDeploymentId,
     FlowRunFilterEndTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -26,12 +28,13 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import AwaitingRetry, Completed, Crashed
+from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed
+from requests import RequestException
 
 from tasks.presence import clear_dead
-from tasks.run_folder import finish, is_abandoned
+from tasks.run_folder import clear_scratch, finish, is_abandoned
 from tasks.settings import load_settings
-from tasks.tracking import EXPERIMENT, open_experiment
+from tasks.tracking import EXPERIMENT, find_done, find_signal, open_experiment
 
 MAX_STARTS = 3
 """A training that crashes this often is given up."""
@@ -48,6 +51,34 @@ ENDS = {
     StateType.CRASHED: "FAILED",
 }
 """How MLflow calls the ends of a flow run."""
+
+
+def interrupted_by(error: BaseException, folder: Path) -> State[Any]:
+    """The state of a run that a user or the system interrupted, told by what it raised: cancelled,
+    or completed if all was done.
+
+    Raises:
+        BaseException: the same error, if no signal is behind it.
+        TerminationSignal: the signal, where Prefect's supervisor of this process decides (a pod
+            that is evicted is scheduled again).
+    """
+    signal = find_signal(error)
+    if signal is None:
+        raise error
+    name = "Ctrl-C" if isinstance(signal, KeyboardInterrupt) else "SIGTERM"
+    if _is_done():
+        finish(folder)
+        return Completed(message=f"{name} came when all was done.")
+    if os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"):
+        raise signal
+    return Cancelled(message=f"Ended by {name}; what was done is kept in {folder}.")
+
+
+def _is_done() -> bool:
+    try:
+        return bool(find_done(flow_run.get_id() or ""))
+    except (MlflowException, RequestException, OSError):
+        return False  # what was done, MLflow would have been told
 
 
 @task(name="end left runs", cache_policy=NO_CACHE)
@@ -78,7 +109,10 @@ def _crash_dead(prefect: SyncPrefectClient) -> None:
     for tag in clear_dead():
         mine = FlowRunFilter(tags=FlowRunFilterTags(all_=[tag]))
         for run in prefect.read_flow_runs(flow_run_filter=mine):
-            if (run.state and run.state.is_final()) or _complete_if_done(prefect, run):
+            # A signal in a run's last moments makes it crashed as well, though all was done.
+            if run.state and run.state.is_final() and not run.state.is_crashed():
+                continue
+            if _complete_if_done(prefect, run) or (run.state and run.state.is_crashed()):
                 continue
             _crash(prefect, run)
             get_run_logger().info("Flow run %s was left open: CRASHED", run.name)
@@ -89,21 +123,15 @@ def _complete_if_done(prefect: SyncPrefectClient, run: FlowRun) -> bool:
 
     Started again, such a run would find no checkpoint any more and train anew.
     """
-    done = mlflow.search_runs(
-        experiment_names=[EXPERIMENT],
-        filter_string=f"tags.prefect_flow_run_id = '{run.id}' and attributes.status = 'FINISHED'",
-        output_format="list",
-    )
-    # The trials of a sweep, which end before it, have folders of their own.
-    own = [each for each in done if "trial" not in each.data.tags]
-    for each in own:
+    done = find_done(str(run.id))
+    for each in done:
         folder = load_settings().runs_dir / each.data.tags["run_folder"]
         if is_abandoned(folder):
             finish(folder)
         completed: State[None] = Completed(message="The process ended when all was done.")
         prefect.set_flow_run_state(run.id, completed, force=True)
         get_run_logger().info("Flow run %s had done all: COMPLETED", run.name)
-    return bool(own)
+    return bool(done)
 
 
 def _crash(prefect: SyncPrefectClient, run: FlowRun) -> None:
@@ -122,6 +150,7 @@ def _end_if_left(prefect: SyncPrefectClient, run: Run, own_folder: Path | None) 
     else:
         return
     MlflowClient().set_terminated(run.info.run_id, status)
+    clear_scratch(load_settings().runs_dir / run.data.tags["run_folder"])
     get_run_logger().info("MLflow run %s was left open: %s", run.info.run_name, status)
 
 
@@ -150,22 +179,21 @@ def read_flow_run(prefect: SyncPrefectClient, flow_run_id: UUID) -> FlowRun | No
 def take_up_crashed_runs() -> None:
     """Schedule deployed trainings again that crashed a short while ago, a few times each.
 
-    One that crashed after all its work is completed instead. Waits until all that a worker may
-    still say of a crash is said.
+    One that crashed after all its work is completed instead, deployed or not. Waits until all that
+    a worker may still say of a crash is said.
     """
     with get_client(sync_client=True) as prefect:
         crashed = prefect.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])),
-                tags=FlowRunFilterTags(all_=["training"]),
-                deployment_id=FlowRunFilterDeploymentId(is_null_=False),
                 end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - LOOK_BACK),
             )
         )
         for run in crashed:
             if _complete_if_done(prefect, run):
                 continue
-            if run.run_count < MAX_STARTS and _stays_crashed(prefect, run):
+            deployed = run.deployment_id and "training" in run.tags
+            if deployed and run.run_count < MAX_STARTS and _stays_crashed(prefect, run):
                 again: State[None] = AwaitingRetry(
                     message=f"Taken up again after crash {run.run_count}."
                 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 from prefect.runtime import flow_run
@@ -15,6 +16,9 @@ from prefect.runtime import flow_run
 from gan.checkpoint import Checkpoints, find_config, plain
 from gan.config import TrainConfig
 from gan.errors import UserError
+
+SCRATCH = ".tmp"
+"""Where in a run's folder its temporary files lie."""
 
 
 class RunFolderError(UserError):
@@ -31,8 +35,32 @@ def own_run_folder(runs_dir: Path, config: TrainConfig, *, resume: bool) -> Iter
         RunFolderError: nothing to resume, another process trains in it, or the disk refuses.
     """
     folder = find_interrupted(runs_dir, config) if resume else runs_dir / str(flow_run.get_id())
-    with hold(folder, "training"):
+    with own_folder(folder, "training"):
         yield folder
+
+
+@contextmanager
+def own_folder(folder: Path, work: str) -> Iterator[None]:
+    """Hold a folder, and have all that is temporary lie in it: in this process and in those that it
+    starts. What a killed one leaves there goes with the next start, or once its run is ended.
+
+    Raises:
+        RunFolderError: another process is there, or the disk refuses.
+    """
+    with hold(folder, work):
+        scratch = folder.absolute() / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)
+        make_folder(scratch)
+        before, elsewhere = os.environ.get("TMPDIR"), tempfile.tempdir
+        tempfile.tempdir = os.environ["TMPDIR"] = str(scratch)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = elsewhere
+            del os.environ["TMPDIR"]
+            if before is not None:
+                os.environ["TMPDIR"] = before
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -70,7 +98,7 @@ def make_folder(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise RunFolderError(f"cannot write to the folder {folder}: {error.strerror}") from None
@@ -81,6 +109,13 @@ def lock_of(folder: Path) -> FileLock:
     """The lock that a process holds as long as it trains in a folder; the system frees it when the
     process is gone."""
     return FileLock(folder / ".lock", timeout=0)
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what a process that is gone had lying about in its folder."""
+    if (folder / SCRATCH).exists():
+        with suppress(Timeout), lock_of(folder):
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
 
 
 def is_abandoned(folder: Path) -> bool:

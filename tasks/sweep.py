@@ -40,7 +40,7 @@ from gan.evaluation.reference import load_reference
 from gan.evaluation.scores import draws_like
 from gan.training import DivergenceError, TrainState
 from tasks.data import DatasetRef, download_mnist
-from tasks.run_folder import RunFolderError, finish, hold
+from tasks.run_folder import RunFolderError, finish, hold, own_folder
 from tasks.search_space import Distributions, change, find_middle, suggest
 from tasks.settings import load_settings
 from tasks.tracking import tracked_run
@@ -117,7 +117,7 @@ def own_sweep_folder(
                 "nothing to resume"
             )
         folder = max(notes, key=lambda note: note.stat().st_mtime).parent
-    with hold(folder, "working"):
+    with own_folder(folder, "working"):
         (folder / "sweep.json").write_text(wanted)
         yield folder
 

@@ -19,6 +19,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from prefect import Flow, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun, State
@@ -124,22 +125,31 @@ def open_run(
     try:
         mlflow.log_params(dict(parameters))
         yield run.info.run_id
-    except (KeyboardInterrupt, TerminationSignal):
-        _end_run("KILLED")
-        raise
-    except (MlflowException, RequestException, ServiceError) as error:
-        _end_run("FAILED")
-        if away := find_silent_service():
+    except BaseException as error:
+        signal = find_signal(error)
+        _end_run("KILLED" if signal else "FAILED")
+        unanswered = isinstance(error, MlflowException | RequestException | ServiceError)
+        if not signal and unanswered and (away := find_silent_service()):
             resume = (
                 f"what is trained is kept in {folder}, and the same command with --resume, "
                 f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
             )
             raise ServiceError(f"{away}; {way_out or resume}") from error
         raise
-    except BaseException:
-        _end_run("FAILED")
-        raise
     _end_run("FINISHED")
+
+
+def find_signal(error: BaseException) -> KeyboardInterrupt | TerminationSignal | None:
+    """The signal that ended what raised an error, if one did.
+
+    It may lie behind another: a library that is interrupted may fail again as it tidies up.
+    """
+    behind: BaseException | None = error
+    while behind:
+        if isinstance(behind, KeyboardInterrupt | TerminationSignal):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 def _end_run(status: str) -> None:
@@ -161,13 +171,29 @@ def find_run(tag: str, value: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
+def find_done(flow_run_id: str) -> list[Run]:
+    """The MLflow run of a flow run, if all was done in it; without the trials of a sweep."""
+    done = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"tags.prefect_flow_run_id = '{flow_run_id}' and status = 'FINISHED'",
+        output_format="list",
+    )
+    return [run for run in done if "trial" not in run.data.tags]
+
+
 def end_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """A hook for flow runs that are cancelled or crash: their MLflow runs end like them."""
+    """A hook for flow runs that are cancelled or crash: their MLflow runs end like them.
+
+    Also one that was done a moment before its flow run was cancelled; but one that was done before
+    a crash leaves nothing to do, and its flow run is completed by whoever reconciles.
+    """
     left = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
         filter_string=f"tags.prefect_flow_run_id = '{flow_run.id}' and status = 'RUNNING'",
         output_format="list",
     )
+    if not state.is_crashed():
+        left += find_done(str(flow_run.id))
     for run in left:
         MlflowClient().set_terminated(run.info.run_id, "FAILED" if state.is_crashed() else "KILLED")
 

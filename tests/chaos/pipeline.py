@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
+from prefect.client.schemas.objects import StateType
 
 from gan.bundle import bundle_digest
 from gan.checkpoint import Checkpoints
+from tasks.reconciliation import ENDS
 from tests.deployments.local_stack import wait_for
 
 EPOCHS = [1, 2]
@@ -111,6 +113,11 @@ class Pipeline:
         """What the next run would do at its start, where nothing is left to run."""
         self.command(*RECONCILE).check_returncode()
 
+    def temporary_files(self) -> list[str]:
+        """What lies about outside of the run's folder, but for the cache that torch has there."""
+        names = (path.name for path in (self.home / "tmp").iterdir())
+        return [name for name in names if not name.startswith("torchinductor_")]
+
     def end(self) -> None:
         if self.process and self.process.poll() is None:
             self.process.kill()
@@ -178,14 +185,30 @@ class Pipeline:
             return []
         return [run.info.status for run in self.mlflow.search_runs([experiment.experiment_id])]
 
-    def flow_run_states(self) -> list[str]:
-        """The states of all runs of the flow in Prefect's own records."""
+    def flow_runs(self) -> dict[str, str]:
+        """The states of all runs of the flow, the oldest first, in Prefect's own records."""
         with closing(sqlite3.connect(self.home / "prefect" / "prefect.db")) as records:
             rows = records.execute(
-                "select state_type from flow_run join flow on flow.id = flow_run.flow_id "
+                "select flow_run.id, state_type from flow_run join flow on flow.id = flow_id "
                 "where flow.name = 'train-gan' order by flow_run.created"
             )
-            return [state for (state,) in rows]
+            return dict(rows.fetchall())
+
+    def flow_run_states(self) -> list[str]:
+        """Their states alone."""
+        return list(self.flow_runs().values())
+
+    def disagreements(self) -> list[str]:
+        """The MLflow runs that did not end like their flow runs."""
+        states = self.flow_runs()
+        experiment = self.mlflow.get_experiment_by_name("mnist-gan")
+        runs = self.mlflow.search_runs([experiment.experiment_id]) if experiment else []
+        ends = {run.data.tags["prefect_flow_run_id"]: run.info.status for run in runs}
+        return [
+            f"{states[id_]} in Prefect, {status} in MLflow"
+            for id_, status in ends.items()
+            if ENDS.get(StateType(states[id_])) != status
+        ]
 
 
 def find_complaint(output: str) -> str:
@@ -230,6 +253,7 @@ def check_result(pipeline: Pipeline) -> Reference:
     assert version.tags["bundle"] == digest
     assert version.tags["s3"].startswith(pipeline.address)
     assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+    assert pipeline.temporary_files() == []
     assert not (folder / "checkpoints").exists()
     pulled = pipeline.command(*GAN, "pull", "--from", pipeline.address)
     assert pulled.returncode == 0, pulled.stderr

@@ -62,6 +62,49 @@ def test_killed_before_mlflow_knows_of_it(pipeline: Pipeline) -> None:
     assert pipeline.flow_run_states() == ["CRASHED"]
 
 
+@takes_minutes
+@pytest.mark.parametrize("number", range(NUM_RUNS // 5))
+def test_asked_to_end_at_any_moment(
+    number: int, pipeline: Pipeline, reference: Reference, trials: Trials, seed: int
+) -> None:
+    """SIGTERM or Ctrl-C at a random moment of the flow, any step of it.
+
+    Prefect and MLflow agree at the latest when runs are reconciled.
+    """
+    rng = random.Random(f"{seed}-asked-{number}")
+    asked = 0
+    for step in sorted(rng.choices(list(SECONDS)[1:], k=KILLS_A_RUN), key=list(SECONDS).index):
+        delay_s, signum = rng.uniform(0, SECONDS[step]), rng.choice((signal.SIGTERM, signal.SIGINT))
+        print(f"seed {seed}, run {number}: {signum.name} {delay_s:.2f} s into {step}")
+        pipeline.start()
+        if not pipeline.wait_for_step(step):
+            break
+        time.sleep(delay_s)
+        assert pipeline.process
+        if pipeline.process.poll() is not None:
+            break
+        trials.begin()
+        asked += 1
+        pipeline.process.send_signal(signum)
+        pipeline.wait(60)
+        print(pipeline.output)
+        if "Exception ignored in" in pipeline.output:
+            continue  # it came while Python was in a callback that may not raise, and was lost
+        assert "Traceback" not in pipeline.output
+        assert "FAILED" not in pipeline.flow_run_states()
+        assert pipeline.wait_for_processes() == []
+        assert pipeline.temporary_files() == []
+        if pipeline.disagreements():
+            pipeline.reconcile()
+        assert pipeline.disagreements() == []
+        if not pipeline.checkpoints:
+            break
+    if not pipeline.is_done():
+        assert pipeline.run() == 0, pipeline.output
+    assert check_result(pipeline) == reference
+    trials.recover(asked)
+
+
 @pytest.mark.parametrize(
     "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=takes_minutes)]
 )

@@ -201,20 +201,31 @@ def test_tags_of_an_earlier_decision_do_not_stay(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("mode", ["if-better", "never", "always"])
 def test_champion_stays_champion_with_the_tags_it_has(mode: PromotionMode, tmp_path: Path) -> None:
+    first = settle(1, mode, never_called, tmp_path)
+    assert first.promoted, "the registry made it champion, and nobody has said so yet"
+    said = {"promotion": "promoted", "promotion_reason": "there was no champion before it"}
+    assert tags(1) == said
     decision = settle(1, mode, never_called, tmp_path)
     assert not decision.promoted
     assert decision.reason == "it is champion already"
     assert holders() == {"champion": 1}
-    assert not tags(1)
+    assert tags(1) == said
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_start_that_died_after_the_alias_moved_is_finished(tmp_path: Path) -> None:
-    settle(2, "never", never_called, tmp_path)
+@pytest.mark.parametrize("earlier", [True, False], ids=["decided before", "first decision"])
+def test_a_start_that_died_after_the_alias_moved_is_finished(earlier: bool, tmp_path: Path) -> None:
+    if earlier:
+        settle(2, "never", never_called, tmp_path)
     assert move_champion(2, champion=1)
-    assert tags(2)["promotion"] == "not promoted"
+    assert tags(2).get("promotion") == ("not promoted" if earlier else None)
+    MlflowClient().set_registered_model_alias(MODEL_NAME, "challenger", "2")  # it was about to go
     settle(2, "if-better", never_called, tmp_path)
-    assert tags(2) == {"promotion": "promoted", "promotion_reason": "it is champion already"}
+    assert tags(2) == {
+        "promotion": "promoted",
+        "promotion_reason": "it was made champion by a run that ended before it said why",
+    }
+    assert holders() == {"champion": 2, "previous": 1}
 
 
 @pytest.mark.usefixtures("registry")

@@ -15,14 +15,16 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import TerminationSignal
 from prefect.logging import disable_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.command_line import PATIENCE_S
-from tasks.reconciliation import MAX_STARTS, end_left_runs, take_up_crashed_runs
-from tasks.run_folder import lock_of
-from tasks.tracking import EXPERIMENT
+from tasks.reconciliation import MAX_STARTS, end_left_runs, interrupted_by, take_up_crashed_runs
+from tasks.run_folder import SCRATCH, lock_of
+from tasks.tracking import EXPERIMENT, end_tracking
 from tests.mlflow_store import mlflow_store, new_run
 
 
@@ -90,7 +92,7 @@ def test_run_whose_process_died_here_has_failed(
     flow_run_id = prefect.create_flow_run(nothing, state=Running()).id if known else uuid4()
     run_id = track(flow_run_id)
     folder = runs_dir / str(flow_run_id)
-    folder.mkdir(parents=True)
+    (folder / SCRATCH).mkdir(parents=True)
     with lock_of(folder):
         end_left_runs.fn()
         assert status(run_id) == "RUNNING", "its process holds the lock"
@@ -100,8 +102,40 @@ def test_run_whose_process_died_here_has_failed(
         monkeypatch.setattr("tasks.reconciliation.TIME_TO_START", timedelta(0))
         end_left_runs.fn()
     assert status(run_id) == "FAILED"
+    assert not (folder / SCRATCH).exists()
     if known:
         assert prefect.read_flow_run(flow_run_id).state_name == "Crashed"
+
+
+@pytest.mark.parametrize(
+    ("state", "ends"),
+    [
+        (Cancelled(), ["KILLED", "KILLED", "FINISHED"]),
+        (Crashed(), ["FAILED", "FINISHED", "FINISHED"]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_hook_ends_runs_like_the_flow_run(
+    state: State[None], ends: list[str], prefect: SyncPrefectClient
+) -> None:
+    """One under way, one that was done in the last moment, one that is an ended trial of it."""
+    run = prefect.create_flow_run(nothing, state=state)
+    open_, done, trial = (track(run.id) for _ in range(3))
+    MlflowClient().set_terminated(done)
+    MlflowClient().set_terminated(trial)
+    MlflowClient().set_tag(trial, "trial", "0")
+    end_tracking(nothing, run, state)
+    assert [status(each) for each in (open_, done, trial)] == ends
+
+
+def test_run_that_a_signal_crashed_after_all_its_work_is_completed(
+    prefect: SyncPrefectClient,
+) -> None:
+    by_hand, other = (prefect.create_flow_run(nothing, state=Crashed()) for _ in range(2))
+    MlflowClient().set_terminated(track(by_hand.id))
+    take_up_crashed_runs.fn()
+    assert prefect.read_flow_run(by_hand.id).state_name == "Completed"
+    assert prefect.read_flow_run(other.id).state_name == "Crashed"
 
 
 def test_run_that_is_being_cancelled_is_left_to_prefect(
@@ -227,3 +261,58 @@ def test_run_whose_process_died_after_all_its_work_is_completed(
     left = prefect.read_flow_run(deployed.id).state_name
     assert left == ("AwaitingRetry" if trial else "Completed")
     assert bool(list(folder.iterdir())) == trial, "the lock and the checkpoints' folder are gone"
+
+
+def behind(signal: BaseException) -> OSError:
+    """What a library may raise that is interrupted, and fails as it tidies up."""
+    error = OSError(39, "Directory not empty")
+    error.__context__ = signal
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (KeyboardInterrupt(), "Ctrl-C"),
+        (TerminationSignal(15), "SIGTERM"),
+        (behind(KeyboardInterrupt()), "Ctrl-C"),
+    ],
+)
+def test_signal_cancels_what_is_not_done(error: BaseException, name: str, tmp_path: Path) -> None:
+    state = interrupted_by(error, tmp_path)
+    assert state.is_cancelled()
+    assert state.message == f"Ended by {name}; what was done is kept in {tmp_path}."
+
+
+@pytest.mark.parametrize("store", ["http://127.0.0.1:1", "sqlite:///none.db"])
+def test_signal_cancels_where_mlflow_is_away_or_new(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert interrupted_by(KeyboardInterrupt(), tmp_path).is_cancelled()
+
+
+def test_signal_that_comes_when_all_is_done_changes_nothing(
+    prefect: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prefect.create_flow_run(nothing, state=Running())
+    MlflowClient().set_terminated(track(run.id))
+    monkeypatch.setattr(flow_run, "get_id", lambda: str(run.id))
+    (tmp_path / "checkpoints").mkdir()
+    assert interrupted_by(KeyboardInterrupt(), tmp_path).is_completed()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_error_without_a_signal_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Directory not empty"):
+        interrupted_by(behind(ZeroDivisionError()), tmp_path)
+
+
+def test_prefects_supervisor_decides_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "reschedule")
+    with pytest.raises(TerminationSignal):
+        interrupted_by(TerminationSignal(15), tmp_path)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from gan.checkpoint import Checkpoints
 from gan.config import ConvConfig, TrainConfig
 from gan.recipes import quick
 from gan.training import TrainState
-from tasks.run_folder import RunFolderError, finish, is_abandoned, own_run_folder
+from tasks.run_folder import (
+    SCRATCH,
+    RunFolderError,
+    clear_scratch,
+    finish,
+    is_abandoned,
+    lock_of,
+    own_folder,
+    own_run_folder,
+)
 
 CONFIG = replace(quick(), networks=ConvConfig(latent_dim=4, width=2))
 
@@ -127,3 +137,32 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         own_run_folder(tmp_path / "runs", CONFIG, resume=False),
     ):
         pass
+
+
+def test_what_is_temporary_lies_in_the_folder_and_goes_with_the_run(tmp_path: Path) -> None:
+    before = tempfile.gettempdir()
+    script = "import tempfile; print(tempfile.gettempdir())"
+    with own_folder(tmp_path / "run", "working"):
+        assert tempfile.gettempdir() == str(tmp_path / "run" / SCRATCH)
+        child = subprocess.run(
+            [sys.executable, "-c", script], check=True, capture_output=True, text=True
+        )
+        assert child.stdout.strip() == tempfile.gettempdir()
+        tempfile.mkdtemp()
+    assert tempfile.gettempdir() == before
+    assert os.environ.get("TMPDIR", before) == before
+    assert not (tmp_path / "run" / SCRATCH).exists()
+
+
+def test_what_a_killed_process_left_goes_unless_another_is_there(tmp_path: Path) -> None:
+    left = tmp_path / "run" / SCRATCH / "left"
+    left.mkdir(parents=True)
+    with lock_of(tmp_path / "run"):
+        clear_scratch(tmp_path / "run")
+        assert left.exists()
+    clear_scratch(tmp_path / "run")
+    assert not left.parent.exists()
+    clear_scratch(tmp_path / "none")
+    left.mkdir(parents=True)
+    with own_folder(tmp_path / "run", "working"):
+        assert list(left.parent.iterdir()) == []

@@ -98,6 +98,21 @@ def test_signal_ends_the_run_as_killed(signal: BaseException, status: str, tmp_p
     assert mlflow.get_run(run_id).info.status == status
 
 
+def test_signal_is_seen_behind_what_a_library_raised_as_it_tidied_up(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            (tmp_path / "none").rmdir()
+
+    with (
+        pytest.raises(FileNotFoundError),
+        tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id,
+    ):
+        interrupted()
+    assert mlflow.get_run(run_id).info.status == "KILLED"
+
+
 def test_training_that_is_taken_up_again_goes_on_in_its_run(tmp_path: Path) -> None:
     folder = tmp_path / "0d1c"
     with pytest.raises(ZeroDivisionError), tracked_run(quick(), DATASET, "cpu", folder) as first:
