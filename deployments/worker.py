@@ -29,7 +29,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
 from tasks.aliases import PROMOTION
-from tasks.reconciliation import MAX_STARTS
+from tasks.reconciliation import MAX_STARTS, complete_if_done
 from tasks.schedule import GPU
 
 POOL = "gpu"
@@ -102,6 +102,8 @@ def take_up_runs(client: SyncPrefectClient) -> None:
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
     )
     for run in broken:
+        if complete_if_done(client, run):
+            continue
         state: State[None]
         if run.state_type == StateType.CANCELLING:
             state = Cancelled(message="The stack ended while this was being cancelled.")

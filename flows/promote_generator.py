@@ -1,6 +1,7 @@
 """Make a registered generator champion, if it is better than the one that is."""
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from flows import command_line
@@ -8,6 +9,7 @@ from flows.parameters import DeviceName, NumSamples, Seed, VersionName
 from gan.training import choose_device
 from tasks.data import download_mnist
 from tasks.promotion import Decision, PromotionMode, promote_version
+from tasks.reconciliation import interrupted_by
 from tasks.run_folder import finish, own_folder
 from tasks.services import check_services
 from tasks.settings import load_settings
@@ -21,7 +23,7 @@ def promote_generator(
     seed: Seed = 0,
     device: DeviceName = "auto",
     num_samples: NumSamples = 10_000,
-) -> Decision:
+) -> Decision | State[None]:
     """Judge a version and the champion alike; the better one is champion afterwards.
 
     Args:
@@ -36,14 +38,17 @@ def promote_generator(
     folder = settings.runs_dir / str(flow_run.get_id())
 
     with own_folder(folder, "promoting"):
-        check_services()
-        dataset = download_mnist(settings.data_dir, settings.data_mirrors)
-        decision = promote_version(
-            version, promote, dataset, place, folder, num_samples=num_samples, seed=seed
-        )
-        if settings.publish_to:  # also where an earlier start moved the registry's champion alone
-            point_to_champion(settings.publish_to)
-        finish(folder)
+        try:
+            check_services()
+            dataset = download_mnist(settings.data_dir, settings.data_mirrors)
+            decision = promote_version(
+                version, promote, dataset, place, folder, num_samples=num_samples, seed=seed
+            )
+            if settings.publish_to:  # also where an earlier start moved the champion alone
+                point_to_champion(settings.publish_to)
+            finish(folder)
+        except BaseException as error:
+            return interrupted_by(error, folder)
     return decision
 
 

@@ -1,10 +1,12 @@
 """Publish a registered generator to an S3 store: also one whose publishing failed before."""
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from flows import command_line
 from flows.parameters import VersionName
+from tasks.reconciliation import interrupted_by
 from tasks.run_folder import finish, own_folder
 from tasks.services import check_services
 from tasks.settings import load_settings
@@ -16,7 +18,7 @@ from tasks.versions import publish_generator as publish
 @flow(name="publish-generator", flow_run_name="version {version}")
 def publish_generator(
     version: VersionName = "champion", publish_to: S3Address | None = None
-) -> str:
+) -> str | State[None]:
     """Publish a registered generator to an S3 store; a champion becomes the store's champion.
 
     Args:
@@ -30,12 +32,15 @@ def publish_generator(
     folder = settings.runs_dir / str(flow_run.get_id())
 
     with own_folder(folder, "publishing"):
-        check_services()
-        check_destination(destination)
-        fetched = fetch_version(version, folder)
-        address = publish(fetched.bundle, fetched.version, destination)
-        point_to_champion(destination)
-        finish(folder)
+        try:
+            check_services()
+            check_destination(destination)
+            fetched = fetch_version(version, folder)
+            address = publish(fetched.bundle, fetched.version, destination)
+            point_to_champion(destination)
+            finish(folder)
+        except BaseException as error:
+            return interrupted_by(error, folder)
     return address
 
 

@@ -91,13 +91,13 @@ def sweep_gan(
     if not dask_address:
         require_store(mlflow.get_tracking_uri(), num_workers)
 
-    check_services()
-    end_left_runs()
-    dataset = download_mnist(settings.data_dir, settings.data_mirrors)
     with own_sweep_folder(settings.runs_dir, base, distributions, resume=resume) as folder:
         name = f"sweep of {recipe}, {trials} trials, seed {seed}"
         parameters = {"recipe": recipe, "epochs": epochs, "seed": seed}
         try:
+            check_services()
+            end_left_runs(folder)
+            dataset = download_mnist(settings.data_dir, settings.data_mirrors)
             with (
                 concurrency(slots, occupy=1, lease_duration=GPU_LEASE_S),
                 open_run(name, parameters, describe_space(distributions), folder) as run_id,

@@ -14,20 +14,15 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
 from PIL import Image
 from prefect import get_run_logger
-from requests import RequestException
 
 from gan.training import Progress
 from tasks.services import ServiceError, check, find_services, without_password
+from tasks.tracking import AWAY, PATIENCE_S
 
 CURVES = ("d_loss", "g_loss", "d_real", "d_fake", "images_per_s")
 PICTURE = re.compile(r"images/samples\D+step\D+(\d+)\D.*\.png")
-AWAY = (MlflowException, RequestException, ServiceError, OSError)
-"""What sending raises while the server, or its store, is away."""
-PATIENCE_S = 60.0
-"""How long the end of a training waits for a server that is away."""
 
 
 def sheet_path(folder: Path, epoch: int) -> Path:
@@ -50,6 +45,7 @@ class Journal:
         self.waiting: deque[Progress] = deque()
         self._arrived: dict[str, int] | None = None
         self._away = self._closed = False
+        self._reason = ""
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._sending: Future[None] | None = None
 
@@ -74,7 +70,9 @@ class Journal:
             if time.monotonic() > deadline:
                 tracking = os.environ.get("MLFLOW_TRACKING_URI", "the local store")
                 address = without_password(tracking)
-                raise ServiceError(f"MLflow at {address} stayed away for {patience_s:g} s")
+                raise ServiceError(
+                    f"MLflow at {address} stayed away for {patience_s:g} s: {self._reason}"
+                )
             time.sleep(1)
 
     def close(self) -> None:
@@ -101,9 +99,9 @@ class Journal:
         except AWAY as error:
             # Whether the last request arrived is not known: ask before anything is sent again.
             self._arrived = None
+            self._reason = without_password(str(error)).partition("\n")[0]
             if not self._away:
-                said = without_password(str(error))
-                self.logger.warning("MLflow is away, the training goes on: %s", said)
+                self.logger.warning("MLflow is away, the training goes on: %s", self._reason)
             self._away = True
             return
         if self._away:

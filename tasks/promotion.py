@@ -263,10 +263,7 @@ def _write_tags(client: MlflowClient, decision: Decision) -> None:
     if is_champion and not decision.promoted:
         return  # it has the tags that say how it became champion
     known = client.get_model_version(MODEL_NAME, version).tags
-    tags = {
-        "promotion": "promoted" if decision.promoted else "not promoted",
-        "promotion_reason": decision.reason,
-    }
+    tags = {"promotion_reason": decision.reason}
     if decision.champion is not None and not is_champion:
         tags["promotion_champion"] = str(decision.champion)
     if comparison := decision.comparison:
@@ -280,6 +277,8 @@ def _write_tags(client: MlflowClient, decision: Decision) -> None:
             "promotion_num_samples": str(comparison.num_samples),
             "promotion_seed": str(comparison.seed),
         }
+    # Last, as it tells the next start that all is said.
+    tags["promotion"] = "promoted" if decision.promoted else "not promoted"
     for name in known.keys() - tags.keys():
         if name.startswith("promotion_"):
             client.delete_model_version_tag(MODEL_NAME, version, name)

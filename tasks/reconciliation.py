@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from uuid import UUID
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -25,16 +25,15 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed
-from requests import RequestException
+from prefect.states import AwaitingRetry, Cancelled, Completed, Crashed, Running
 
 from tasks.presence import clear_dead
-from tasks.run_folder import clear_scratch, finish, is_abandoned
+from tasks.run_folder import SCRATCH, clear_scratch, finish, is_abandoned, is_held
 from tasks.settings import load_settings
-from tasks.tracking import EXPERIMENT, find_done, find_signal, open_experiment
+from tasks.tracking import AWAY, EXPERIMENT, end_runs, find_done, find_signal, open_experiment
 
 MAX_STARTS = 3
 """A training that crashes this often is given up."""
@@ -69,6 +68,9 @@ def interrupted_by(error: BaseException, folder: Path) -> State[Any]:
     if _is_done():
         finish(folder)
         return Completed(message=f"{name} came when all was done.")
+    # Prefect runs no hook for a state that a flow gives by itself.
+    with suppress(*AWAY):
+        end_runs(flow_run.get_id() or "", "KILLED")
     if os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"):
         raise signal
     return Cancelled(message=f"Ended by {name}; what was done is kept in {folder}.")
@@ -77,7 +79,7 @@ def interrupted_by(error: BaseException, folder: Path) -> State[Any]:
 def _is_done() -> bool:
     try:
         return bool(find_done(flow_run.get_id() or ""))
-    except (MlflowException, RequestException, OSError):
+    except AWAY:
         return False  # what was done, MLflow would have been told
 
 
@@ -89,8 +91,11 @@ def end_left_runs(own_folder: Path | None = None) -> None:
     know it, its folder tells: a process that trains on this machine holds its lock. Who else was in
     `own_folder`, whose lock this process holds, is gone as well. On Prefect's temporary servers the
     end of its process tells of every flow run, also of one that had no MLflow run.
+
+    What such processes had lying about on this machine is removed.
     """
-    open_experiment(load_settings().runs_dir)
+    runs_dir = load_settings().runs_dir
+    open_experiment(runs_dir)
     running = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
         filter_string="attributes.status = 'RUNNING' and tags.prefect_flow_run_id != ''",
@@ -102,6 +107,9 @@ def end_left_runs(own_folder: Path | None = None) -> None:
         for run in running:
             if run.data.tags["prefect_flow_run_id"] != flow_run.get_id():
                 _end_if_left(prefect, run, own_folder)
+        _correct_ends(prefect)
+    for left in runs_dir.glob(f"*/{SCRATCH}"):
+        clear_scratch(left.parent)
 
 
 def _crash_dead(prefect: SyncPrefectClient) -> None:
@@ -112,13 +120,13 @@ def _crash_dead(prefect: SyncPrefectClient) -> None:
             # A signal in a run's last moments makes it crashed as well, though all was done.
             if run.state and run.state.is_final() and not run.state.is_crashed():
                 continue
-            if _complete_if_done(prefect, run) or (run.state and run.state.is_crashed()):
+            if complete_if_done(prefect, run) or (run.state and run.state.is_crashed()):
                 continue
             _crash(prefect, run)
             get_run_logger().info("Flow run %s was left open: CRASHED", run.name)
 
 
-def _complete_if_done(prefect: SyncPrefectClient, run: FlowRun) -> bool:
+def complete_if_done(prefect: SyncPrefectClient, run: FlowRun) -> bool:
     """Whether a process ended after all its work and before it could say so; then it is said.
 
     Started again, such a run would find no checkpoint any more and train anew.
@@ -130,7 +138,8 @@ def _complete_if_done(prefect: SyncPrefectClient, run: FlowRun) -> bool:
             finish(folder)
         completed: State[None] = Completed(message="The process ended when all was done.")
         prefect.set_flow_run_state(run.id, completed, force=True)
-        get_run_logger().info("Flow run %s had done all: COMPLETED", run.name)
+        with suppress(MissingContextError):  # also asked outside of flows
+            get_run_logger().info("Flow run %s had done all: COMPLETED", run.name)
     return bool(done)
 
 
@@ -142,6 +151,12 @@ def _crash(prefect: SyncPrefectClient, run: FlowRun) -> None:
 def _end_if_left(prefect: SyncPrefectClient, run: Run, own_folder: Path | None) -> None:
     known = read_flow_run(prefect, UUID(run.data.tags["prefect_flow_run_id"]))
     if known and known.state and known.state.is_final():
+        if known.state.is_crashed() and _lives_here(run, own_folder):
+            alive: State[None] = Running(
+                message="Its process is alive, though it was not heard of."
+            )
+            prefect.set_flow_run_state(known.id, alive, force=True)
+            return
         status = ENDS[known.state.type]
     elif _died_here(run, known, own_folder):
         status = "FAILED"
@@ -150,14 +165,13 @@ def _end_if_left(prefect: SyncPrefectClient, run: Run, own_folder: Path | None) 
     else:
         return
     MlflowClient().set_terminated(run.info.run_id, status)
-    clear_scratch(load_settings().runs_dir / run.data.tags["run_folder"])
     get_run_logger().info("MLflow run %s was left open: %s", run.info.run_name, status)
 
 
 def _died_here(run: Run, known: FlowRun | None, own_folder: Path | None) -> bool:
     if run.data.tags.get("host") != socket.gethostname():
         return False
-    folder = load_settings().runs_dir / run.data.tags["run_folder"]
+    folder = _folder_of(run)
     if folder == own_folder:
         return True
     # One that is started again, or is being cancelled, holds no lock either.
@@ -165,6 +179,45 @@ def _died_here(run: Run, known: FlowRun | None, own_folder: Path | None) -> bool
     if state and not (state.is_running() and datetime.now(UTC) - state.timestamp > TIME_TO_START):
         return False
     return is_abandoned(folder)
+
+
+def _lives_here(run: Run, own_folder: Path | None) -> bool:
+    """Whether a process on this machine, other than this one, works on a run."""
+    here = run.data.tags.get("host") == socket.gethostname()
+    return here and _folder_of(run) != own_folder and is_held(_folder_of(run))
+
+
+def _folder_of(run: Run) -> Path:
+    """Where the process of its flow run holds the lock: the trials of a sweep have workers, whose
+    death is for the sweep to mend."""
+    folder = load_settings().runs_dir / run.data.tags["run_folder"]
+    return folder.with_name(folder.name.rpartition("-")[0]) if "trial" in run.data.tags else folder
+
+
+def _correct_ends(prefect: SyncPrefectClient) -> None:
+    """Have MLflow say of runs that ended a short while ago what Prefect says.
+
+    One that is started again may be cancelled, or fail, before it comes to tell MLflow.
+    """
+    since = datetime.now(UTC) - LOOK_BACK
+    over = prefect.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(ENDS))),
+            end_time=FlowRunFilterEndTime(after_=since),
+        )
+    )
+    ends = {str(run.id): run.state_type for run in over}
+    ended = mlflow.search_runs(
+        experiment_names=[EXPERIMENT],
+        filter_string=f"attributes.end_time > {since.timestamp() * 1000:.0f}",
+        output_format="list",
+    )
+    for run in ended:
+        state = ends.get(run.data.tags.get("prefect_flow_run_id", ""))
+        if state is None or "trial" in run.data.tags or run.info.status == ENDS[state]:
+            continue
+        if state != StateType.CRASHED or run.info.status != "FINISHED":  # those are completed
+            MlflowClient().set_terminated(run.info.run_id, ENDS[state])
 
 
 def read_flow_run(prefect: SyncPrefectClient, flow_run_id: UUID) -> FlowRun | None:
@@ -189,8 +242,10 @@ def take_up_crashed_runs() -> None:
                 end_time=FlowRunFilterEndTime(after_=datetime.now(UTC) - LOOK_BACK),
             )
         )
-        for run in crashed:
-            if _complete_if_done(prefect, run):
+        for found in crashed:
+            # It may have been started again while another one was waited for.
+            run = prefect.read_flow_run(found.id)
+            if not (run.state and run.state.is_crashed()) or complete_if_done(prefect, run):
                 continue
             deployed = run.deployment_id and "training" in run.tags
             if deployed and run.run_count < MAX_STARTS and _stays_crashed(prefect, run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -11,6 +12,7 @@ from tempfile import TemporaryDirectory
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -74,9 +76,11 @@ def register_generator(
     """
     client = MlflowClient()
     if not _find_versions(client, mlflow_run_id):
+        _forget_models(client, mlflow_run_id)
         model_uri = _log_model(trained, mlflow_run_id)
         _verify_files(model_uri, trained.digest)
         tags = _describe(client, trained, scores, mlflow_run_id)
+        os.sync()  # the power may fail, and with a version its files must be there
         mlflow.register_model(model_uri, MODEL_NAME, tags=tags)
     version = keep_first_version(client, mlflow_run_id)
     alias = _give_alias(client, version)
@@ -133,6 +137,17 @@ def _set_alias(client: MlflowClient, alias: str, version: ModelVersion) -> None:
             raise
         # Another process made the alias in the same moment. Now it is there, and can be moved.
         client.set_registered_model_alias(MODEL_NAME, alias, version.version)
+
+
+def _forget_models(client: MlflowClient, mlflow_run_id: str) -> None:
+    """Delete what an earlier start logged without coming to register it; it may be half there."""
+    began_ms = psutil.Process().create_time() * 1000
+    experiment_id = client.get_run(mlflow_run_id).info.experiment_id
+    for model in client.search_logged_models(
+        [experiment_id], filter_string=f"source_run_id = '{mlflow_run_id}'"
+    ):
+        if model.creation_timestamp < began_ms:  # the others may be of one that registers now
+            client.delete_logged_model(model.model_id)
 
 
 def _log_model(trained: TrainedGenerator, mlflow_run_id: str) -> str:

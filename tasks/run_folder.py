@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from gan.checkpoint import Checkpoints, find_config, plain
 from gan.config import TrainConfig
 from gan.errors import UserError
 
+MOMENT_S = 2.0
+"""How long somebody who only looks whether a folder is held may hold it."""
 SCRATCH = ".tmp"
 """Where in a run's folder its temporary files lie."""
 
@@ -45,9 +48,9 @@ def own_folder(folder: Path, work: str) -> Iterator[None]:
     starts. What a killed one leaves there goes with the next start, or once its run is ended.
 
     Raises:
-        RunFolderError: another process is there, or the disk refuses.
+        RunFolderError: another process is there, or the disk refuses, now or while it is held.
     """
-    with hold(folder, work):
+    with hold(folder, work, MOMENT_S), _full_disk_explained(folder):
         scratch = folder.absolute() / SCRATCH
         shutil.rmtree(scratch, ignore_errors=True)
         make_folder(scratch)
@@ -61,6 +64,17 @@ def own_folder(folder: Path, work: str) -> Iterator[None]:
             if before is not None:
                 os.environ["TMPDIR"] = before
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _full_disk_explained(folder: Path) -> Iterator[None]:
+    """Say where the disk is full: whoever writes to a file that is open is not told its name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunFolderError(f"cannot write to {folder}: the disk is full") from error
 
 
 @contextmanager
@@ -120,13 +134,18 @@ def clear_scratch(folder: Path) -> None:
 
 def is_abandoned(folder: Path) -> bool:
     """Whether a training began in this folder, on this machine, and its process is gone."""
+    return (folder / ".lock").exists() and not is_held(folder)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process on this machine works in this folder."""
     if not (folder / ".lock").exists():
         return False
     try:
         with lock_of(folder):
-            return True
+            return False
     except Timeout:
-        return False
+        return True
 
 
 def find_interrupted(runs_dir: Path, config: TrainConfig) -> Path:

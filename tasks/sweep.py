@@ -197,6 +197,7 @@ def run_trial(sweep: Sweep, number: int) -> None:
             study.tell(trial, state=TrialState.FAIL)
         else:
             state = TrialState.PRUNED if score is None else TrialState.COMPLETE
+            os.sync()  # the power may fail, and what is complete must be on the disk
             study.tell(trial, score, state)
         finish(folder)
     get_run_logger().info("trial %d: %s", number, describe_end(study.trials[number]))

@@ -6,9 +6,11 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,6 +40,10 @@ from tasks.services import ServiceError, find_silent_service, without_password
 
 EXPERIMENT = "mnist-gan"
 MODEL_NAME = "mnist-gan-generator"
+PATIENCE_S = 60.0
+"""How long the end of what is done waits for an MLflow that is away."""
+AWAY = (MlflowException, RequestException, ServiceError, OSError)
+"""What is raised while the server, or its store, is away."""
 MNIST_ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 
@@ -127,7 +133,7 @@ def open_run(
         yield run.info.run_id
     except BaseException as error:
         signal = find_signal(error)
-        _end_run("KILLED" if signal else "FAILED")
+        _end_run(run.info.run_id, "KILLED" if signal else "FAILED")
         unanswered = isinstance(error, MlflowException | RequestException | ServiceError)
         if not signal and unanswered and (away := find_silent_service()):
             resume = (
@@ -136,7 +142,7 @@ def open_run(
             )
             raise ServiceError(f"{away}; {way_out or resume}") from error
         raise
-    _end_run("FINISHED")
+    _end_run(run.info.run_id, "FINISHED", PATIENCE_S)
 
 
 def find_signal(error: BaseException) -> KeyboardInterrupt | TerminationSignal | None:
@@ -152,12 +158,22 @@ def find_signal(error: BaseException) -> KeyboardInterrupt | TerminationSignal |
     return None
 
 
-def _end_run(status: str) -> None:
-    try:
-        mlflow.end_run(status)
-    except (MlflowException, RequestException, OSError) as error:
-        said = without_password(str(error))
-        get_run_logger().warning("MLflow was not told that the run is %s: %s", status, said)
+def _end_run(run_id: str, status: str, patience_s: float = 0) -> None:
+    deadline = time.monotonic() + patience_s
+    end = partial(mlflow.end_run, status)
+    while True:
+        try:
+            end()
+        except AWAY as error:
+            if time.monotonic() > deadline:
+                said = without_password(str(error))
+                get_run_logger().warning("MLflow was not told that the run is %s: %s", status, said)
+                return
+        else:
+            return
+        time.sleep(1)
+        # As an active run it is forgotten by now, whatever the server answered.
+        end = partial(MlflowClient().set_terminated, run_id, status)
 
 
 def find_run(tag: str, value: str) -> str | None:
@@ -187,15 +203,21 @@ def end_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     Also one that was done a moment before its flow run was cancelled; but one that was done before
     a crash leaves nothing to do, and its flow run is completed by whoever reconciles.
     """
+    end_runs(str(flow_run.id), "FAILED" if state.is_crashed() else "KILLED")
+    if not state.is_crashed():
+        for run in find_done(str(flow_run.id)):
+            MlflowClient().set_terminated(run.info.run_id, "KILLED")
+
+
+def end_runs(flow_run_id: str, status: str) -> None:
+    """End what MLflow still takes for running in a flow run."""
     left = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
-        filter_string=f"tags.prefect_flow_run_id = '{flow_run.id}' and status = 'RUNNING'",
+        filter_string=f"tags.prefect_flow_run_id = '{flow_run_id}' and status = 'RUNNING'",
         output_format="list",
     )
-    if not state.is_crashed():
-        left += find_done(str(flow_run.id))
     for run in left:
-        MlflowClient().set_terminated(run.info.run_id, "FAILED" if state.is_crashed() else "KILLED")
+        MlflowClient().set_terminated(run.info.run_id, status)
 
 
 def describe(config: TrainConfig) -> str:
@@ -225,4 +247,5 @@ def git_commit() -> str:
 def flow_run_url() -> str:
     """The flow run's page, or nothing where no lasting server has one."""
     base, flow_run_id = PREFECT_UI_URL.value(), runtime.flow_run.get_id()
+    base = without_password(base or "")
     return f"{base}/runs/flow-run/{flow_run_id}" if base and flow_run_id else ""

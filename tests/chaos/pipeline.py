@@ -241,6 +241,8 @@ def check_result(pipeline: Pipeline) -> Reference:
     (version,) = client.search_model_versions("name = 'mnist-gan-generator'")
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
+    models = client.search_logged_models([run.info.experiment_id])
+    assert [f"models:/{model.model_id}" for model in models] == [version.source]
     losses = client.get_metric_history(version.run_id, "d_loss")
     assert [point.step for point in losses] == EPOCHS, "no gap, no step twice"
     scores = client.get_metric_history(version.run_id, "frechet_distance")

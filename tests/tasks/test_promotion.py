@@ -214,10 +214,20 @@ def test_champion_stays_champion_with_the_tags_it_has(mode: PromotionMode, tmp_p
 
 @pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("earlier", [True, False], ids=["decided before", "first decision"])
-def test_a_start_that_died_after_the_alias_moved_is_finished(earlier: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [0, 1, 2])
+def test_a_start_that_died_after_the_alias_moved_is_finished(
+    earlier: bool, said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if earlier:
         settle(2, "never", never_called, tmp_path)
-    assert move_champion(2, champion=1)
+    budget, write = iter(range(said)), MlflowClient.set_model_version_tag
+    with monkeypatch.context() as death:
+        death.setattr(
+            MlflowClient, "set_model_version_tag", lambda *given: (next(budget), write(*given))
+        )
+        with pytest.raises(StopIteration):
+            settle(2, "if-better", found(BETTER), tmp_path)
+    assert holders() == {"champion": 2, "previous": 1}
     assert tags(2).get("promotion") == ("not promoted" if earlier else None)
     MlflowClient().set_registered_model_alias(MODEL_NAME, "challenger", "2")  # it was about to go
     settle(2, "if-better", never_called, tmp_path)

@@ -138,6 +138,78 @@ def test_run_that_a_signal_crashed_after_all_its_work_is_completed(
     assert prefect.read_flow_run(other.id).state_name == "Crashed"
 
 
+@pytest.mark.parametrize(
+    ("state", "before", "after"),
+    [
+        (Cancelled(), "FAILED", "KILLED"),
+        (Failed(), "KILLED", "FAILED"),
+        (Crashed(), "KILLED", "FAILED"),
+        (Crashed(), "FINISHED", "FINISHED"),
+        (Completed(), "FAILED", "FINISHED"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_run_that_ended_otherwise_than_its_flow_run_ends_like_it(
+    state: State[None], before: str, after: str, prefect: SyncPrefectClient
+) -> None:
+    """As where it is started again and cancelled before it comes to tell MLflow."""
+    flow_run_id = prefect.create_flow_run(nothing, state=Running()).id
+    run_id = track(flow_run_id)
+    MlflowClient().set_terminated(run_id, before)
+    prefect.set_flow_run_state(flow_run_id, state, force=True)
+    end_left_runs.fn()
+    assert status(run_id) == after
+
+
+def test_worker_that_died_does_not_crash_its_living_sweep(
+    prefect: SyncPrefectClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.reconciliation.TIME_TO_START", timedelta(0))
+    sweep_id = prefect.create_flow_run(nothing, state=Running()).id
+    name, host = str(sweep_id), socket.gethostname()
+    trial = new_run(
+        EXPERIMENT, prefect_flow_run_id=name, run_folder=f"{name}-0003", host=host, trial="3"
+    )
+    for folder in (runs_dir / name, runs_dir / f"{name}-0003"):
+        folder.mkdir(parents=True)
+        with lock_of(folder):
+            pass
+    with lock_of(runs_dir / name):
+        end_left_runs.fn()
+        assert status(trial) == "RUNNING"
+        assert prefect.read_flow_run(sweep_id).state_name == "Running"
+    end_left_runs.fn()
+    assert status(trial) == "FAILED"
+    assert prefect.read_flow_run(sweep_id).state_name == "Crashed"
+
+
+def test_run_that_was_only_silent_is_running_again(
+    prefect: SyncPrefectClient, runs_dir: Path
+) -> None:
+    flow_run_id = prefect.create_flow_run(nothing, state=Crashed()).id
+    run_id = track(flow_run_id)
+    folder = runs_dir / str(flow_run_id)
+    folder.mkdir(parents=True)
+    with lock_of(folder):
+        end_left_runs.fn()
+        assert prefect.read_flow_run(flow_run_id).state_name == "Running"
+        assert status(run_id) == "RUNNING"
+        prefect.set_flow_run_state(flow_run_id, Crashed(), force=True)
+    end_left_runs.fn()
+    assert status(run_id) == "FAILED"
+
+
+@pytest.mark.usefixtures("prefect")
+def test_temporary_files_of_killed_processes_go(runs_dir: Path) -> None:
+    for name in ("promotion", "living"):
+        (runs_dir / name / SCRATCH / "left").mkdir(parents=True)
+        with lock_of(runs_dir / name):
+            pass
+    with lock_of(runs_dir / "living"):
+        end_left_runs.fn()
+    assert [path.parent.name for path in runs_dir.glob(f"*/{SCRATCH}")] == ["living"]
+
+
 def test_run_that_is_being_cancelled_is_left_to_prefect(
     prefect: SyncPrefectClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +311,23 @@ def test_crash_is_left_alone_until_it_is_old_enough_and_then_looked_at_again(
     assert prefect.read_flow_run(deployed.id).state_name == left
 
 
+def test_run_that_was_retried_while_another_was_waited_for_is_left_alone(
+    prefect: SyncPrefectClient, deployed: FlowRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.reconciliation.LATE_REPORTS", timedelta(seconds=2))
+    assert deployed.deployment_id
+    other = prefect.create_flow_run_from_deployment(deployed.deployment_id, tags=["training"])
+    for run in (deployed, other):
+        start_and_crash(prefect, run)
+    with ThreadPoolExecutor() as pool:
+        done = pool.submit(copy_context().run, take_up_crashed_runs.fn)
+        time.sleep(1)
+        for run in (deployed, other):
+            prefect.set_flow_run_state(run.id, Running(), force=True)
+        done.result()
+    assert {prefect.read_flow_run(run.id).state_name for run in (deployed, other)} == {"Running"}
+
+
 @pytest.mark.parametrize("trial", [False, True], ids=["training", "sweep whose first trial ended"])
 def test_run_whose_process_died_after_all_its_work_is_completed(
     trial: bool,
@@ -278,8 +367,18 @@ def behind(signal: BaseException) -> OSError:
         (behind(KeyboardInterrupt()), "Ctrl-C"),
     ],
 )
-def test_signal_cancels_what_is_not_done(error: BaseException, name: str, tmp_path: Path) -> None:
+def test_signal_cancels_what_is_not_done(
+    error: BaseException,
+    name: str,
+    prefect: SyncPrefectClient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = prefect.create_flow_run(nothing, state=Running())
+    run_id = track(run.id)
+    monkeypatch.setattr(flow_run, "get_id", lambda: str(run.id))
     state = interrupted_by(error, tmp_path)
+    assert status(run_id) == "KILLED", "Prefect runs no hook for a state that a flow gives"
     assert state.is_cancelled()
     assert state.message == f"Ended by {name}; what was done is kept in {tmp_path}."
 

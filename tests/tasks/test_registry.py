@@ -20,6 +20,7 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import psutil
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -194,6 +195,28 @@ def test_registering_again_for_the_same_run_changes_nothing(
     before = numbers()
     register(tmp_path, ConvConfig(width=4), run_id)
     assert numbers() == before
+
+
+def test_what_an_earlier_start_logged_without_registering_it_is_deleted(
+    conditional: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = mlflow.MlflowClient(), start_run()
+    experiment_id = client.get_run(run_id).info.experiment_id
+
+    def models() -> set[str]:
+        found = client.search_logged_models(
+            [experiment_id], filter_string=f"source_run_id = '{run_id}'"
+        )
+        return {model.model_id for model in found}
+
+    half = client.create_logged_model(experiment_id, source_run_id=run_id)
+    assert models() == {half.model_id}
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 1)  # a later start
+    register(tmp_path, ConvConfig(width=4), run_id)
+    (number,) = numbers(run_id)
+    source = client.get_model_version(MODEL_NAME, str(number)).source
+    assert source == f"models:/{models().pop()}"
+    assert len(models()) == 1
 
 
 def test_what_is_packed_otherwise_gives_way_to_what_is_registered(tmp_path: Path) -> None:

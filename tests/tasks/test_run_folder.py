@@ -139,6 +139,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_full_disk_is_named_wherever_it_is_noticed(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunFolderError, match=r"cannot write to .*/run: the disk is full"),
+        own_folder(tmp_path / "run", "working"),
+        Path("/dev/full").open("w") as file,
+    ):
+        file.write("x" * 100_000)
+
+
 def test_what_is_temporary_lies_in_the_folder_and_goes_with_the_run(tmp_path: Path) -> None:
     before = tempfile.gettempdir()
     script = "import tempfile; print(tempfile.gettempdir())"

@@ -1,6 +1,10 @@
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import mlflow
 import pytest
@@ -12,6 +16,7 @@ from gan.recipes import RECIPES, quick, vanilla
 from gan.training import name_device
 from tasks.data import DatasetRef
 from tasks.tracking import EXPERIMENT, describe, find_run, flat_parameters, git_commit, tracked_run
+from tests.mlflow_server import MlflowServer
 from tests.mlflow_store import mlflow_store
 
 DATASET = DatasetRef(folder=Path("raw"), digest=DATASET_DIGEST, sources=())
@@ -111,6 +116,30 @@ def test_signal_is_seen_behind_what_a_library_raised_as_it_tidied_up(tmp_path: P
     ):
         interrupted()
     assert mlflow.get_run(run_id).info.status == "KILLED"
+
+
+def test_what_is_done_waits_for_an_mlflow_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = MlflowServer(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    back = Event()
+
+    def come_back() -> None:
+        time.sleep(2)
+        with server.running():
+            back.wait(60)
+
+    with ThreadPoolExecutor() as pool:
+        with server.running(), ExitStack() as run:
+            run_id = run.enter_context(tracked_run(quick(), DATASET, "cpu", tmp_path))
+            ended = run.pop_all()
+        pool.submit(come_back)
+        ended.close()
+        assert mlflow.get_run(run_id).info.status == "FINISHED"
+        back.set()
 
 
 def test_training_that_is_taken_up_again_goes_on_in_its_run(tmp_path: Path) -> None:
