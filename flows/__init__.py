@@ -2,6 +2,10 @@
 
 import gc
 import os
+import sys
+from urllib.parse import unquote
+
+from flows.explanation import say_where_imports_end
 
 _DEFAULTS = {
     # The tools' telemetry is off unless the user asks for it.
@@ -25,6 +29,17 @@ _DEFAULTS = {
 # user has set stands.
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
+
+# MLflow repeats its address in errors and in the log; its own variables for a login are read alone.
+_scheme, _, _rest = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")
+_login, _at, _host = _rest.partition("/")[0].rpartition("@")
+if _scheme in ("http", "https") and _at:
+    _user, _, _password = _login.partition(":")
+    os.environ["MLFLOW_TRACKING_URI"] = f"{_scheme}://{_rest.removeprefix(f'{_login}@')}"
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(_user))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(_password))
+
+sys.excepthook = say_where_imports_end
 
 # Imports make half a million objects that stay; by default, every 700 bring a search for garbage.
 gc.set_threshold(100_000)

@@ -318,8 +318,8 @@ def _missing_registry() -> str:
     address = mlflow.get_tracking_uri()
     for name, url in find_services({"MLFLOW_TRACKING_URI": address}).items():
         check(name, url)
-    file = address.removeprefix("sqlite:///")
-    return "" if file == address or Path(file).is_file() else file
+    file = address.partition("?")[0].removeprefix("sqlite:///")
+    return "" if not address.startswith("sqlite:///") or Path(file).is_file() else file
 
 
 def _load_generator(version: int | str | None, bundle: Path | None) -> Generator:

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 
 from gan.data import DATASET_DIGEST, FILES, DataError, has_digest
 from tasks.mnist_sources import default_sources, read_files
+from tasks.services import without_password
 
 LOCK_PATIENCE_S = 900.0
 """How long to wait for another process that is downloading."""
@@ -133,6 +134,7 @@ def _attempt(
                 raise DataError(f"its {name} is not the canonical one")
             yield name, payload
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = without_password(str(error).strip())
+        reason = (said or type(error).__name__).splitlines()[0]
         failures.append(f"{source}: {reason}")
         report(f"failed: {failures[-1]}")

@@ -2,15 +2,20 @@
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 
 import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from gan.errors import UserError
 
 TIMEOUT_S = 5.0
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Where the databases listen that MLflow may keep its records in."""
 
 
 class ServiceError(UserError):
@@ -34,9 +39,21 @@ def find_services(environ: Mapping[str, str]) -> dict[str, str]:
     tracking = environ.get("MLFLOW_TRACKING_URI", "")
     if tracking.startswith(("http://", "https://")):
         services["MLflow"] = f"{tracking.rstrip('/')}/health"
+    elif _find_database(tracking):
+        services["MLflow"] = tracking
     if store := environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL"):
         services["S3"] = store
     return services
+
+
+def _find_database(url: str) -> tuple[str, int] | None:
+    """Where a database server listens; None where an address is not of one, or names no host."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return None
+    port = DATABASE_PORTS.get(parsed.get_backend_name())
+    return (parsed.host, parsed.port or port) if parsed.host and port else None
 
 
 def find_silent_service() -> str | None:
@@ -51,8 +68,11 @@ def find_silent_service() -> str | None:
 
 def without_password(text: str) -> str:
     """A text without the user names and passwords that addresses in it may hold."""
-    # What is known to be one first: a password may have a slash or an @ in it.
-    address = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[2]
+    # What is known to be one first: a password may have a slash or an @ in it, or be in the query.
+    address, _, query = os.environ.get("MLFLOW_TRACKING_URI", "").partition("?")
+    if query:
+        text = text.replace(f"?{query}", "")
+    address = address.partition("://")[2]
     known, at, _ = address.rpartition("@")
     if at and not address.startswith("/"):
         text = text.replace(f"{known}@", "")
@@ -62,9 +82,18 @@ def without_password(text: str) -> str:
 def check(name: str, url: str) -> None:
     """Ask one server; any answer but a server's own error will do, for S3 refuses strangers.
 
+    A database is only asked whether it listens.
+
     Raises:
         ServiceError: no answer, or the answer is that it is not well.
     """
+    if database := _find_database(url):
+        try:
+            socket.create_connection(database, TIMEOUT_S).close()
+        except (OSError, UnicodeError) as error:
+            host, port = database
+            raise ServiceError(f"{name} does not answer at {host}:{port}: {error}") from None
+        return
     try:
         address = httpx.URL(url).copy_with(userinfo=b"")  # a password is not for the log
         response = httpx.get(url, timeout=TIMEOUT_S)

@@ -26,15 +26,12 @@ def _check_mirror(mirror: str) -> str:
     try:
         url = urlsplit(mirror)
     except ValueError:
-        raise ValueError(f"{mirror!r} is not an address") from None
-    if "://" in mirror and (url.scheme not in ("http", "https", "s3") or not url.netloc):
-        url = url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="")
-        raise ValueError(
-            f"{url.geturl()!r} is not an http(s) folder, s3://bucket/prefix or local folder"
-        )
+        raise ValueError("a mirror's address is none") from None
     # The addresses of mirrors are logged. The value is not repeated, as it may hold the secret.
-    if "://" in mirror and ("@" in url.netloc or url.query or url.fragment):
+    if "://" in mirror and ("@" in mirror or url.query or url.fragment):
         raise ValueError("a mirror's address may hold no user, password, query or fragment")
+    if "://" in mirror and (url.scheme not in ("http", "https", "s3") or not url.netloc):
+        raise ValueError(f"{mirror!r} is not an http(s) folder, s3://bucket/prefix or local folder")
     if not mirror:
         raise ValueError("a mirror's name is empty; separate mirrors by single commas")
     return mirror

@@ -38,7 +38,9 @@ MIN_STEPS_TO_COLLAPSE = 3000
 """A generator that draws one digit before has perhaps not learned others yet."""
 NUM_LOOKED_AT = 500
 COLLAPSED_SHARE = 0.99
-OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE
+)
 
 
 class MemoryShortage(UserError):  # noqa: N818

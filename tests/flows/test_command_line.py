@@ -1,6 +1,9 @@
+import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,69 @@ def test_prefect_server_that_is_not_there_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("PREFECT_API_REQUEST_TIMEOUT", "abc", "request_timeout: Input should be a valid number"),
+        ("PREFECT_LOGGING_LEVEL", "loud", "level: Input should be 'DEBUG', "),
+        ("PREFECT_API_URL", "http://[::1", "Invalid IPv6 URL"),
+    ],
+)
+def test_setting_that_prefect_refuses_is_said_in_a_sentence(
+    variable: str, value: str, sentence: str, train_gan: Command, tmp_path: Path
+) -> None:
+    done = train_gan(tmp_path, *TINY, **{variable: value})
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: Prefect refuses its settings, PREFECT_*: {sentence}")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_it_imports_is_no_traceback(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "flows.train_gan"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as command:
+        time.sleep(0.7)
+        command.send_signal(signal.SIGINT)
+        said, _ = command.communicate()
+    assert command.returncode != 0
+    assert said.strip() == "interrupted"
+
+
+@pytest.mark.slow
+def test_login_in_the_tracking_address_is_moved_where_nothing_repeats_it(tmp_path: Path) -> None:
+    script = (
+        "import os, flows\n"
+        "print(*(os.environ.get(f'MLFLOW_TRACKING_{n}') for n in ('URI', 'USERNAME', 'PASSWORD')))"
+    )
+    for address, expected in {
+        "https://me:hunter%402@host:1/a@b": "https://host:1/a@b me hunter@2",
+        "http://host/a@b": "http://host/a@b None None",
+        "postgresql://me:it@db/a": "postgresql://me:it@db/a None None",
+        "": " None None",
+    }.items():
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING_")}
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env=kept
+            | {"MLFLOW_TRACKING_URI": address, "PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.rstrip("\n") == expected
+
+
+@pytest.mark.slow
 def test_mlflow_store_that_is_none_is_refused_in_a_sentence(
     train_gan: Command, tmp_path: Path
 ) -> None:
@@ -97,6 +163,16 @@ def test_what_mlflow_refuses_names_its_store_and_no_password(
     assert sentence.startswith("MLflow at http://store/:")
     assert "secret" not in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.slow
+def test_what_mlflow_cannot_do_with_its_variables_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql://me:it@db/mlflow")
+    assert explain(ModuleNotFoundError("No module named 'MySQLdb'")) == (
+        "No module named 'MySQLdb', which MLflow wants for mysql://: install it"
+    )
+    assert explain(ValueError("Failed to convert 'x' for MLFLOW_POOL: y")) is not None
+    assert explain(ValueError("x")) is None
 
 
 @pytest.mark.slow

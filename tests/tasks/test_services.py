@@ -47,6 +47,22 @@ def test_servers_are_found_by_the_tools_own_variables() -> None:
     assert found == {"MLflow": "http://tracking:5000/health", "S3": "http://store:8333"}
 
 
+@pytest.mark.parametrize("kind", ["postgresql", "postgresql+psycopg", "mysql+pymysql"])
+def test_database_is_asked_whether_it_listens(kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{kind}://mlflow:hun/ter2@127.0.0.1:{server.getsockname()[1]}/mlflow"
+        assert find_services({"MLFLOW_TRACKING_URI": address}) == {"MLflow": address}
+        check("MLflow", address)
+    with pytest.raises(ServiceError, match=r"MLflow does not answer at 127.0.0.1:\d+: ") as refused:
+        check("MLflow", address)
+    assert "hun" not in str(refused.value)
+
+
+@pytest.mark.parametrize("address", ["mysql:///db", "mysql://me@h:port/db", "file:///runs", "x://"])
+def test_what_names_no_host_is_no_server(address: str) -> None:
+    assert find_services({"MLFLOW_TRACKING_URI": address}) == {}
+
+
 @pytest.mark.parametrize("status", [200, 403, 404])
 def test_server_that_answers_will_do(status: int) -> None:
     with answering(status) as url:
@@ -97,6 +113,9 @@ def test_no_text_has_the_password_of_the_tracking_address(
     assert (
         without_password("S3 at http://me:it@store:1/a and b@c") == "S3 at http://store:1/a and b@c"
     )
+    address = f"postgresql://db/mlflow?user=mlflow&password={password}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert without_password(f"no {address}!") == "no postgresql://db/mlflow!"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////home/me@work/mlflow.db")
     assert without_password("at sqlite:////home/me@work/mlflow.db") == (
         "at sqlite:////home/me@work/mlflow.db"

@@ -49,11 +49,13 @@ def test_settings_can_be_given_directly() -> None:
         ("ftp://a.example/m", "not an http"),
         ("https://", "not an http"),
         ("s3:///prefix", "not an http"),
-        ("http://[::1/m", "not an address"),
+        ("http://[::1/m", "address is none"),
+        ("https://me:hunter2@[::1/m", "address is none"),
+        ("https://me:hun/hunter2@a.example/m", "no user, password"),
         ("/a,,/b", "empty"),
         ("https://user:hunter2@a.example/m", "no user, password"),
         ("https://a.example/m?signature=hunter2", "query"),
-        ("ftp://user:hunter2@a.example/m?signature=hunter2", "'ftp://a.example/m' is not an http"),
+        ("ftp://user:hunter2@a.example/m?signature=hunter2", "no user, password"),
     ],
 )
 def test_a_bad_mirror_is_one_sentence_that_tells_no_secret(
