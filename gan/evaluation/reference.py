@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from gan.data import Mnist
@@ -42,16 +45,18 @@ def load_reference(judge: Judge, data: Mnist, cache: Path | None = None) -> Refe
     """Look at the real images, or read from the folder `cache` what was seen there before.
 
     Everything lies on the judge's device. The kept file's name is a digest of the images and of
-    the judge, so that nothing stale is ever read.
+    the judge, so that nothing stale is ever read; it holds a digest of its own, so that nothing
+    damaged is. A folder that cannot be written only costs the time to look again.
     """
-    device = next(judge.parameters()).device
     if cache is None:
         return _look(judge, data)
-    path = cache / f"{SCHEMA}-{_digest(judge, data)[:24]}.safetensors"
-    if path.is_file():
-        return Reference(**load_file(path, device=str(device)))
+    seen = (data.train.images, data.test.images, *judge.state_dict().values())
+    path = cache / f"{SCHEMA}-{_digest(seen)[:24]}.safetensors"
+    if kept := _read(path, next(judge.parameters()).device):
+        return kept
     reference = _look(judge, data)
-    _write(path, save({name: value.contiguous() for name, value in vars(reference).items()}))
+    with suppress(OSError):
+        _write(path, reference)
     return reference
 
 
@@ -71,15 +76,27 @@ def _look(judge: Judge, data: Mnist) -> Reference:
     )
 
 
-def _digest(judge: Judge, data: Mnist) -> str:
+def _digest(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
-    for images in (data.train.images, data.test.images, *judge.state_dict().values()):
-        digest.update(f"{images.dtype} {tuple(images.shape)}".encode())
-        digest.update(images.cpu().contiguous().numpy())
+    for values in tensors:
+        digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 
-def _write(path: Path, payload: bytes) -> None:
+def _read(path: Path, device: torch.device) -> Reference | None:
+    """What `_write` kept; None if there is nothing, or not what was written."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            kept = Reference(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return kept if file.metadata() == {"sha256": _digest(vars(kept).values())} else None
+    except Exception:  # a damaged header raises half a dozen different ones
+        return None
+
+
+def _write(path: Path, reference: Reference) -> None:
+    tensors = {name: value.contiguous() for name, value in vars(reference).items()}
+    payload = save(tensors, {"sha256": _digest(tensors.values())})
     # Whole or not at all: another process may be reading, or writing the same.
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:

@@ -1,6 +1,5 @@
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from gan.data import Mnist
 from gan.evaluation.floors import measure_floors
 from gan.evaluation.judge import JUDGE_ID, judge_images, load_judge, read_card
 from gan.evaluation.metrics import frechet_distance, kernel_distance, support
-from gan.evaluation.reference import load_reference
 from gan.evaluation.scores import (
     EvaluationError,
     Scores,
@@ -136,28 +134,6 @@ def test_the_average_of_scores_is_that_of_their_numbers(unseen: Scores) -> None:
     assert mean.digit_histogram[0] == pytest.approx((unseen.digit_histogram[0] + 1) / 2)
     assert (mean.num_samples, mean.protocol) == (unseen.num_samples, unseen.protocol)
     assert average([replace(unseen, digit_as_asked=None)]).digit_as_asked is None
-
-
-def test_real_images_are_looked_at_once(small: Mnist, tmp_path: Path) -> None:
-    judge = load_judge()
-    first = load_reference(judge, small, tmp_path)
-    (kept,) = tmp_path.iterdir()
-    kept_at = kept.stat().st_mtime_ns
-    again, fresh = load_reference(judge, small, tmp_path), load_reference(judge, small)
-    assert kept.stat().st_mtime_ns == kept_at
-    for name, value in vars(first).items():
-        assert torch.equal(vars(again)[name], value)
-        assert torch.equal(vars(fresh)[name], value)
-
-
-def test_other_images_or_another_judge_are_looked_at_anew(small: Mnist, tmp_path: Path) -> None:
-    judge = load_judge()
-    load_reference(judge, small, tmp_path)
-    load_reference(judge, replace(small, test=part(small.test, 0, 500)), tmp_path)
-    with torch.no_grad():
-        judge.head.bias.add_(1)
-    load_reference(judge, small, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_floors_are_pinned_beside_the_judge() -> None:
