@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -58,11 +59,16 @@ def read_space(path: Path) -> Space:
     try:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise SpaceError(f"{path} is longer than {MAX_BYTES:,} bytes: that is no search space")
-        return TypeAdapter(Space).validate_python(yaml.safe_load(text))
     except OSError as error:
         raise SpaceError(f"cannot read the search space {path}: {error.strerror}") from None
+    if len(text) > MAX_BYTES:
+        raise SpaceError(f"{path} is longer than {MAX_BYTES:,} bytes: that is no search space")
+    try:
+        content = yaml.safe_load(text)
+    except Exception:  # what a tag makes of its value raises half a dozen different ones
+        raise SpaceError(f"{path} is neither YAML nor JSON") from None
+    try:
+        return TypeAdapter(Space).validate_python(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
@@ -70,10 +76,6 @@ def read_space(path: Path) -> Space:
             f"{path}: {where or 'the whole'}: {fault['msg']}; a field takes a list of values, or a "
             "range such as {low: 0.1, high: 1.0, log: true}"
         ) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise SpaceError(f"{path} is neither YAML nor JSON") from None
 
 
 def build_distributions(space: Space, config: TrainConfig) -> Distributions:
@@ -110,11 +112,17 @@ def _build(
         if not isinstance(dimension, Range):
             return CategoricalDistribution(dimension)
         low, high, log, step = dimension.low, dimension.high, dimension.log, dimension.step
+        # A whole number may be larger than any float.
+        if step is not None and not abs(step) <= sys.float_info.max:
+            raise ValueError("step must be a finite number")
         if kinds[name] is int:
             if not isinstance(step, int | None):
                 raise ValueError("step must be a whole number")
             return IntDistribution(int(low), int(high), log=log, step=step or 1)
-        return FloatDistribution(float(low), float(high), log=log, step=step)
+        try:
+            return FloatDistribution(float(low), float(high), log=log, step=step)
+        except ArithmeticError:
+            raise ValueError("step is too small") from None
     except ValueError as error:
         reason = " ".join(str(error).replace("`", "").split()).rstrip(".")
         what = "range" if a_range else "choices"
