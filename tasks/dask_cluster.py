@@ -144,7 +144,8 @@ def _connect(runner: DaskTaskRunner, sweep: Sweep) -> int:
         # Workers may have been started together with their scheduler.
         while not (slots := _count_slots(runner, sweep)) and time.monotonic() < deadline:
             time.sleep(0.5)
-    except (OSError, ValueError) as error:
+    # The last two come of TLS that is not configured, and of a port beyond all ports.
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise SweepError(f"Dask's scheduler at {_where(runner)} does not answer: {error}") from None
     if not slots:
         what = " with the resource GPU" if _resources(sweep.device) else ""

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import mlflow
@@ -373,6 +374,24 @@ def test_workers_without_a_gpu_are_no_help(
     sentence = f"scheduler at {free_address} has no worker with the resource GPU"
     with dask_running(free_address, []), pytest.raises(SweepError, match=sentence):
         run_trials(replace(sweep, device="cuda"), [0], make_runner(free_address, "cuda", 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("tls://127.0.0.1:1", "TLS expects a .* check your TLS configuration"),
+        ("tcp://127.0.0.1:99999999999999999999", "int too large"),
+        ("127.0.0.1", "missing port number"),
+    ],
+)
+def test_address_that_cannot_be_connected_to_is_said_with_the_reason(
+    address: str, reason: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = SimpleNamespace(api_url="http://127.0.0.1:1/api")
+    monkeypatch.setattr(tasks.dask_cluster, "get_client", lambda **_: server)
+    sentence = rf"^Dask's scheduler at {address} does not answer: .*{reason}.*$"
+    with pytest.raises(SweepError, match=sentence):
+        run_trials(sweep, [0], make_runner(address, "cpu", 1, 3))
 
 
 @pytest.mark.slow
