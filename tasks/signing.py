@@ -32,6 +32,11 @@ def sign_bundle(folder: Path, key: Path) -> Path:
     """
     library = _import_library()
     verify_bundle(folder)
+    for path in folder.iterdir():
+        if path.is_symlink() and path.name != SIGNATURE:
+            raise SigningError(
+                f"{path} is a link, and only files are signed; put a copy of the file in its place"
+            )
     try:
         signer = library.signing.Config().use_elliptic_key_signer(private_key=key)
     except Exception as error:  # the library raises whatever the parsing of a key does

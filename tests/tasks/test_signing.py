@@ -161,6 +161,14 @@ def test_a_bundle_that_is_not_whole_is_not_signed(bundle: Path, keys: Path) -> N
     assert not (bundle / SIGNATURE).exists()
 
 
+def test_a_link_is_not_signed(bundle: Path, keys: Path) -> None:
+    (bundle / CARD).rename(bundle.with_name("card"))
+    (bundle / CARD).symlink_to(bundle.with_name("card"))
+    with pytest.raises(SigningError, match=f"{CARD} is a link, and only files are signed; .*$"):
+        sign_bundle(bundle, keys / "ours.pem")
+    assert not (bundle / SIGNATURE).exists()
+
+
 def test_without_the_library_the_extra_is_named(
     bundle: Path, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
