@@ -18,6 +18,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -88,7 +89,11 @@ def check_ports(ports: Mapping[str, int]) -> None:
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """The S3 store's keys; drawn on the first start and kept in a file only its owner reads."""
+    """The S3 store's keys; drawn on the first start and kept in a file only its owner reads.
+
+    Raises:
+        StackError: the file holds something else.
+    """
     if not path.exists():
         keys = {
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
@@ -98,12 +103,16 @@ def read_keys(path: Path) -> dict[str, str]:
         scratch.touch(mode=0o600)
         scratch.write_text(json.dumps(keys))
         scratch.rename(path)
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError:
-        raise StackError(
-            f"{path} does not hold the S3 store's keys any more; delete it, and new ones are drawn."
-        ) from None
+    kept = None
+    with suppress(ValueError, RecursionError):
+        kept = json.loads(path.read_text())
+    match kept:
+        case {"AWS_ACCESS_KEY_ID": str(key), "AWS_SECRET_ACCESS_KEY": str(secret)}:
+            if key and secret:
+                return {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret}
+    raise StackError(
+        f"{path} does not hold the S3 store's keys any more; delete it, and new ones are drawn."
+    )
 
 
 def settings(folder: Path, ports: Mapping[str, int], keys: Mapping[str, str]) -> dict[str, str]:

@@ -57,7 +57,10 @@ def test_keys_are_drawn_once_and_only_their_owner_reads_them(tmp_path: Path) -> 
 
 def test_keys_that_cannot_be_read_are_named_with_a_way_out(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
-    for text in ("", "{", "no keys"):
+    keys = read_keys(path)
+    no_keys = ["5", "null", "{}", "[]", *(json.dumps(keys | {name: ""}) for name in keys)]
+    no_keys += [json.dumps(keys | {name: 5}) for name in keys]
+    for text in ("", "{", "no keys", "[" * 100_000, *no_keys):
         path.write_text(text)
         with pytest.raises(StackError, match=rf"^{path} does not hold .*; delete it, and new ones"):
             read_keys(path)
