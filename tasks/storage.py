@@ -180,9 +180,9 @@ class Store:
             answer = self._get(POINTER)
             if answer is None:
                 return None, None
-            body = answer["Body"].read(_MAX_POINTER_BYTES)
+            body, tag = answer["Body"].read(_MAX_POINTER_BYTES), answer["ETag"]
         try:
-            return _POINTER.validate_json(body), answer["ETag"]
+            return _POINTER.validate_json(body), tag
         except ValidationError:
             raise StorageError(
                 f"{self.address}/{POINTER} does not point to a version; delete it and publish the "
@@ -230,6 +230,8 @@ class Store:
         """Whatever boto3 raises, in one sentence that holds no key."""
         try:
             yield
+        except StorageError:
+            raise
         except ClientError as error:
             raise StorageError(f"{self.address}: {_explain(error)}") from None
         except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError):
@@ -237,7 +239,8 @@ class Store:
                 f"{self.address}: no keys to the store are set; set AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY"
             ) from None
-        except BotoCoreError as error:
+        # The last two are of an answer that lacks a header of S3, or has nonsense there.
+        except (BotoCoreError, KeyError, ValueError) as error:
             endpoint = urlsplit(self._client.meta.endpoint_url)
             host = f"{endpoint.scheme}://{endpoint.netloc.rpartition('@')[2]}"
             raise StorageError(

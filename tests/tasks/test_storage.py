@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -32,6 +32,8 @@ from tasks.storage import (
     connect_s3,
 )
 from tests.s3_store import find_weed, free_ports, overwrite, s3_client, s3_store
+
+READ = partial(Store.read, name=CONFIG, max_bytes=100)
 
 
 @pytest.fixture(scope="module")
@@ -348,19 +350,31 @@ def test_key_that_may_only_read_or_is_revoked_is_refused(
 
 
 @pytest.mark.usefixtures("s3_keys")
-def test_truncated_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("headers", "read"),
+    [
+        (b'Content-Length: 9\r\nETag: "0"', READ),  # it is cut short
+        (b'ETag: "0"', READ),
+        (b'Content-Length: three\r\nETag: "0"', READ),
+        (b"Content-Length: 3", Store.read_pointer),
+    ],
+)
+def test_answer_that_is_cut_short_or_lacks_a_header_is_refused(
+    headers: bytes, read: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def cut_short() -> None:
+        def answer() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\nETag: "0"\r\n\r\n123')
+                connection.sendall(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n\r\n123")
 
-        Thread(target=cut_short).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(StorageError, match="no store answers as it should"):
-            Store("s3://mirrors/models").read(CONFIG, 100)
+        Thread(target=answer).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(StorageError, match=f"^s3.*no store answers as it should at {url} .*$"):
+            read(Store("s3://mirrors/models"))
 
 
 def publish_when_well(store: Store, files: dict[str, bytes]) -> None:
