@@ -25,7 +25,7 @@ from torch import distributed
 from gan.checkpoint import Checkpoints
 from gan.config import ConfigError, TrainConfig
 from gan.data import load_mnist
-from gan.errors import UserError
+from gan.errors import OUT_OF_MEMORY, UserError
 from gan.exchange import require_even_shares
 from gan.training import DivergenceError, TrainState, train
 
@@ -66,7 +66,8 @@ def share_out(
         folder: of the training. What ends a peer by itself stands there in `.peer-1.log` and so on.
 
     Raises:
-        PeerError: a peer is gone. What is in the checkpoints is whole.
+        MemoryError: a peer is gone because its share does not fit.
+        PeerError: a peer is gone otherwise. What is in the checkpoints is whole.
     """
     if num == 1:
         yield lambda: None
@@ -91,7 +92,7 @@ def share_out(
         def check() -> None:
             for rank, peer in enumerate(peers, 1):
                 if peer.poll() is not None:
-                    raise PeerError(_explain(peer.returncode, rank, num, folder))
+                    raise _explain(peer.returncode, rank, num, folder)
 
         for peer in peers:
             assert peer.stdout
@@ -128,13 +129,17 @@ def _start(job: tuple[object, ...], log: Path) -> subprocess.Popen[bytes]:
     return peer
 
 
-def _explain(code: int, rank: int, num: int, folder: Path) -> str:
+def _explain(code: int, rank: int, num: int, folder: Path) -> MemoryError | PeerError:
     said = (folder / f".peer-{rank}.log").read_text(errors="replace").split("\n")
+    gone = f"the process of device {rank + 1} of {num} is gone"
+    # Not only the last line: a library may warn of something else on the way out.
+    for line in reversed(said):
+        if OUT_OF_MEMORY.search(line):
+            return MemoryError(f"{gone}: {line}")
     last = next((line for line in reversed(said) if line.strip()), "it said nothing")
     reason = f"ended by {signal.Signals(-code).name}" if code < 0 else last
-    return (
-        f"the process of device {rank + 1} of {num} is gone: {reason}; "
-        "the same training, resumed, goes on from its last checkpoint"
+    return PeerError(
+        f"{gone}: {reason}; the same training, resumed, goes on from its last checkpoint"
     )
 
 

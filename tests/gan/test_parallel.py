@@ -173,6 +173,36 @@ def test_peer_that_cannot_begin_is_said_with_its_reason(tmp_path: Path) -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(
+    ("said", "kind", "sentence"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory.", MemoryError, "CUDA out of memory"),
+        ("CUDA out of memory.\n[W] not destroyed", MemoryError, "CUDA out of memory"),
+        ("[rank1]: DefaultCPUAllocator: can't allocate memory: 9", MemoryError, "can't allocate"),
+        ("MemoryError", MemoryError, "MemoryError"),
+        ("RuntimeError: no CUDA device", PeerError, "no CUDA device; the same training, resumed,"),
+        ("", PeerError, "it said nothing; the same training, resumed,"),
+    ],
+)
+def test_peer_without_memory_is_not_said_to_go_on(
+    said: str,
+    kind: type[Exception],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Here a script that says what a peer would; it ends once it is told its job."""
+    peer = tmp_path / "peer"
+    peer.write_text(f"#!/bin/sh\nhead -c 1 > /dev/null\ncat >&2 <<'END'\n{said}\nEND\nexit 1\n")
+    peer.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(peer))
+    with (
+        pytest.raises(kind, match=f"^the process of device 2 of 2 is gone: .*{sentence}"),
+        share_out(TrainState(CONFIGS["conv"], CPU), 2, tmp_path, tmp_path),
+    ):
+        pytest.fail("it began")
+
+
 @pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize("at_work", [False, True])
