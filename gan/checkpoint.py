@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,18 @@ class Checkpoints:
         self.every_s = every_s
         self._due = time.monotonic() + every_s
 
-    def save_if_due(self, state: TrainState) -> None:
-        """Save if the interval has passed; seldomer where saving is slow."""
+    def save_if_due(
+        self, state: TrainState, check: Callable[[TrainState], None] | None = None
+    ) -> None:
+        """Save if the interval has passed; seldomer where checking and saving are slow.
+
+        What `check` raises keeps a state from being saved.
+        """
         started = time.monotonic()
         if started < self._due:
             return
+        if check:
+            check(state)
         self.save(state)
         now = time.monotonic()
         pause = self.every_s and max(self.every_s, (now - started) / MAX_SHARE)

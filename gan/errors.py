@@ -3,7 +3,7 @@
 import re
 
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|MemoryError", re.IGNORECASE
+    r"out of memory|can't allocate memory|not enough memory|MemoryError|ALLOC_FAILED", re.IGNORECASE
 )
 """What torch and Python say where there is no more memory."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from gan.bundle import save_bundle
 from gan.checkpoint import Checkpoints
 from gan.config import TrainConfig
 from gan.data import load_mnist
-from gan.errors import UserError
+from gan.errors import OUT_OF_MEMORY, UserError
 from gan.evaluation.judge import judge_images, load_judge
 from gan.parallel import share_out
 from gan.sampling import ANY_DIGIT, draw, draw_sheet
@@ -38,9 +37,8 @@ MIN_STEPS_TO_COLLAPSE = 3000
 """A generator that draws one digit before has perhaps not learned others yet."""
 NUM_LOOKED_AT = 500
 COLLAPSED_SHARE = 0.99
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE
-)
+MIN_SPREAD = 0.02
+"""Of drawings of one digit, in each pixel, 0 to 1: of real ones it is 0.1 to 0.2."""
 
 
 class MemoryShortage(UserError):  # noqa: N818
@@ -115,12 +113,13 @@ def train_generator(
                 if look:
                     look(state)
             if progress:
-                checkpoints.save_if_due(state)
+                checkpoints.save_if_due(state, check_diversity)
             return progress
 
         def keep() -> None:
             """Save the state, unless a step broke off in the middle."""
             if not under_way.exception():
+                check_diversity(state)
                 checkpoints.save(state)
 
         under_way = steps.submit(advance)
@@ -163,20 +162,27 @@ def save_sheet(state: TrainState, path: Path) -> None:
 
 
 def check_diversity(state: TrainState) -> None:
-    """See that a generator that had time to learn draws more than one digit.
+    """See that a generator that had time to learn draws more than one digit, and not one picture
+    of each.
 
     Raises:
-        DivergenceError: the judge sees the same digit in nearly all drawings.
+        DivergenceError: the judge sees the same digit in nearly all drawings, or those of a digit
+            hardly differ.
     """
     if state.step < MIN_STEPS_TO_COLLAPSE:
         return
     drawn = draw(state.sampler, [ANY_DIGIT], num=NUM_LOOKED_AT, seed=SHEET_SEED)
-    seen = judge_images(load_judge(), drawn).digits.bincount(minlength=10)
+    digits = judge_images(load_judge(), drawn).digits
+    seen, collapsed = digits.bincount(minlength=10), f"collapsed by epoch {len(state.history)}"
     if int(seen.max()) > COLLAPSED_SHARE * NUM_LOOKED_AT:
         raise DivergenceError(
-            f"the generator collapsed by epoch {len(state.history)}: the judge sees a "
-            f"{int(seen.argmax())} in {int(seen.max())} of {NUM_LOOKED_AT} drawings"
+            f"the generator {collapsed}: the judge sees a {int(seen.argmax())} in "
+            f"{int(seen.max())} of {NUM_LOOKED_AT} drawings"
         )
+    groups = [drawn[digits == digit] / 255 for digit in range(10) if seen[digit] > 1]
+    spread = float(torch.stack([group.std(0).mean() for group in groups]).mean())
+    if spread < MIN_SPREAD:
+        raise DivergenceError(f"the generator {collapsed}: all its drawings of a digit are alike")
 
 
 def is_memory_shortage(error: BaseException) -> bool:

@@ -14,11 +14,12 @@ from prefect import flow
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.command_line import PATIENCE_S
+from gan.bundle import PRETRAINED, load_bundle
 from gan.checkpoint import Checkpoints
 from gan.config import MlpConfig, TrainConfig
 from gan.data import DATASET_DIGEST
 from gan.parallel import PeerError
-from gan.recipes import vanilla
+from gan.recipes import best, vanilla
 from gan.training import DivergenceError, Progress, TrainState
 from tasks.data import DatasetRef
 from tasks.progress import describe
@@ -126,6 +127,28 @@ def test_a_generator_that_draws_one_digit_only_is_stopped() -> None:
         check_diversity(collapsed_state(MIN_STEPS_TO_COLLAPSE))
 
 
+def test_a_conditional_generator_that_draws_one_picture_a_digit_is_stopped() -> None:
+    """Its weights are those of the good one that comes with the package, without the noise."""
+    state = TrainState(best(), torch.device("cpu"))
+    generator = load_bundle(PRETRAINED)
+    state.sampler.load_state_dict(generator.state_dict())
+    state.step = MIN_STEPS_TO_COLLAPSE
+    check_diversity(state)
+    state.sampler.register_forward_pre_hook(lambda _, given: (torch.zeros_like(given[0]), given[1]))
+    with pytest.raises(DivergenceError, match=r"collapsed .*: all its drawings of a digit are"):
+        check_diversity(state)
+
+
+def test_no_checkpoint_of_a_collapsed_generator_is_saved(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every_s=0)
+    good = collapsed_state(MIN_STEPS_TO_COLLAPSE - 1)
+    checkpoints.save_if_due(good, check_diversity)
+    with pytest.raises(DivergenceError):
+        checkpoints.save_if_due(collapsed_state(MIN_STEPS_TO_COLLAPSE), check_diversity)
+    (kept,) = checkpoints.find()
+    assert f"{good.step:012}" in kept.name
+
+
 def test_one_that_had_no_time_to_learn_is_not() -> None:
     check_diversity(collapsed_state(MIN_STEPS_TO_COLLAPSE - 1))
 
@@ -158,7 +181,7 @@ def test_a_batch_that_does_not_fit_is_said_in_a_sentence(device: str) -> None:
     script = f"""
 import resource, torch
 from dataclasses import replace
-from gan.recipes import vanilla
+from gan.recipes import best, vanilla
 from gan.training import TrainState, train
 from tasks.training import memory_shortage_explained
 from tests.gan.test_training import noise_data
