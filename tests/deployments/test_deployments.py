@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import FlowRun
@@ -35,6 +36,20 @@ def test_deployments_carry_over_to_another_machine(stack: LocalStack) -> None:
         # Neither the path of this machine nor that of the worker is stored on the server.
         assert str(ROOT) not in json.dumps(each.pull_steps)
         assert re.fullmatch(r"flows\.\w+\.\w+", each.entrypoint or "")
+
+
+def test_every_server_listens_on_the_loopback_alone(stack: LocalStack) -> None:
+    assert stack.process
+    ours = psutil.Process(stack.process.pid).children(recursive=True)
+    listening = {
+        connection.laddr
+        for process in ours
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    named = {stack.variables[f"{name}_PORT"] for name in ("PREFECT_SERVER_API", "MLFLOW", "S3")}
+    assert named <= {str(address.port) for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize("name", ["default", "weekly"])

@@ -61,16 +61,14 @@ def test_one_that_is_asked_to_end_is_over_in_both_systems(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("known", [True, False], ids=["known to Prefect", "forgotten by it"])
-def test_one_that_is_killed_does_not_stay_open(
-    known: bool, environment: dict[str, str], tmp_path: Path
+def test_one_that_is_killed_does_not_stay_open_though_prefect_forgot_it(
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
     end_in_the_middle(environment, tmp_path, signal.SIGKILL)
     (run,) = scored_again(tmp_path)
     assert run.info.status == "RUNNING"
-    if not known:
-        time.sleep(2)  # until the temporary server is gone, too
-        shutil.rmtree(environment["PREFECT_HOME"])
+    time.sleep(2)  # until the temporary server is gone, too
+    shutil.rmtree(environment["PREFECT_HOME"])
     subprocess.run(
         [sys.executable, "-m", "flows.reconcile_runs"], cwd=tmp_path, env=environment, check=True
     )
