@@ -25,6 +25,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import MissingContextError, ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
@@ -204,7 +205,8 @@ def _correct_ends(prefect: SyncPrefectClient) -> None:
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(ENDS))),
             end_time=FlowRunFilterEndTime(after_=since),
-        )
+        ),
+        sort=FlowRunSort.END_TIME_DESC,  # a server gives no more than 200 at once
     )
     ends = {str(run.id): run.state_type for run in over}
     ended = mlflow.search_runs(
