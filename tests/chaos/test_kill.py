@@ -1,7 +1,9 @@
 import os
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,6 +19,27 @@ KILLS_A_RUN = 5 if NUM_RUNS > 1 else 2
 """At most: some moments turn out to lie behind the end of the run."""
 
 
+def random_moments(
+    pipeline: Pipeline, trials: Trials, rng: random.Random, steps: list[str]
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start a run and come to a random moment of some step of it, several times.
+
+    Ends early where a run is over before.
+    """
+    for step in sorted(rng.choices(steps, k=KILLS_A_RUN), key=steps.index):
+        delay_s = rng.uniform(0, SECONDS[step])
+        print(f"{delay_s:.2f} s into {step}")
+        pipeline.start()
+        if not pipeline.wait_for_step(step):
+            return
+        time.sleep(delay_s)
+        assert pipeline.process
+        if pipeline.process.poll() is not None:
+            return
+        trials.begin()
+        yield pipeline.process
+
+
 @pytest.mark.parametrize("number", range(NUM_RUNS))
 def test_killed_at_any_moment(
     number: int, pipeline: Pipeline, reference: Reference, trials: Trials, seed: int
@@ -25,19 +48,9 @@ def test_killed_at_any_moment(
 
     A run is killed several times, in any of its steps, and started again each time.
     """
-    rng = random.Random(f"{seed}-{number}")
+    print(f"seed {seed}, run {number}")
     killed = 0
-    for step in sorted(rng.choices(list(SECONDS), k=KILLS_A_RUN), key=list(SECONDS).index):
-        delay_s = rng.uniform(0, SECONDS[step])
-        print(f"seed {seed}, run {number}: {delay_s:.2f} s into {step}")
-        pipeline.start()
-        if not pipeline.wait_for_step(step):
-            break
-        time.sleep(delay_s)
-        assert pipeline.process
-        if pipeline.process.poll() is not None:
-            break
-        trials.begin()
+    for _ in random_moments(pipeline, trials, random.Random(f"{seed}-{number}"), list(SECONDS)):
         killed += 1
         kill(pipeline)
         if pipeline.is_done():
@@ -71,25 +84,15 @@ def test_asked_to_end_at_any_moment(
 
     Prefect and MLflow agree at the latest when runs are reconciled.
     """
-    rng = random.Random(f"{seed}-asked-{number}")
-    asked = 0
-    for step in sorted(rng.choices(list(SECONDS)[1:], k=KILLS_A_RUN), key=list(SECONDS).index):
-        delay_s, signum = rng.uniform(0, SECONDS[step]), rng.choice((signal.SIGTERM, signal.SIGINT))
-        print(f"seed {seed}, run {number}: {signum.name} {delay_s:.2f} s into {step}")
-        pipeline.start()
-        if not pipeline.wait_for_step(step):
-            break
-        time.sleep(delay_s)
-        assert pipeline.process
-        if pipeline.process.poll() is not None:
-            break
-        trials.begin()
+    print(f"seed {seed}, run {number}")
+    rng, asked = random.Random(f"{seed}-asked-{number}"), 0
+    for process in random_moments(pipeline, trials, rng, list(SECONDS)[1:]):
         asked += 1
-        pipeline.process.send_signal(signum)
+        process.send_signal(rng.choice((signal.SIGTERM, signal.SIGINT)))
         pipeline.wait(60)
         print(pipeline.output)
         if "Exception ignored in" in pipeline.output:
-            continue  # it came while Python was in a callback that may not raise, and was lost
+            break  # it came while Python was in a callback that may not raise, and was lost
         assert "Traceback" not in pipeline.output
         assert "FAILED" not in pipeline.flow_run_states()
         assert pipeline.wait_for_processes() == []
