@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -33,6 +34,8 @@ from gan.bundle import MANIFEST
 from gan.errors import UserError
 
 POINTER = "champion.json"
+S3_AWAY = (BotoCoreError, ClientError, Boto3Error)
+"""What boto3 raises where a store does not do as asked."""
 
 _MAX_POINTER_BYTES = 4096
 _BUCKET = r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"

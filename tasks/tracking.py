@@ -37,12 +37,13 @@ from tasks.data import DatasetRef
 from tasks.run_folder import make_folder
 from tasks.run_view import save_view
 from tasks.services import ServiceError, find_silent_service, without_password
+from tasks.storage import S3_AWAY
 
 EXPERIMENT = "mnist-gan"
 MODEL_NAME = "mnist-gan-generator"
 PATIENCE_S = 60.0
 """How long the end of what is done waits for an MLflow that is away."""
-AWAY = (MlflowException, RequestException, ServiceError, OSError)
+AWAY = (MlflowException, RequestException, ServiceError, OSError, *S3_AWAY)
 """What is raised while the server, or its store, is away."""
 MNIST_ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
@@ -134,7 +135,7 @@ def open_run(
     except BaseException as error:
         signal = find_signal(error)
         _end_run(run.info.run_id, "KILLED" if signal else "FAILED")
-        unanswered = isinstance(error, MlflowException | RequestException | ServiceError)
+        unanswered = isinstance(error, AWAY)
         if not signal and unanswered and (away := find_silent_service()):
             resume = (
                 f"what is trained is kept in {folder}, and the same command with --resume, "

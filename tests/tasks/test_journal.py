@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -15,6 +16,7 @@ from tasks import services
 from tasks.journal import CURVES, Journal, open_journal, sheet_path
 from tasks.services import ServiceError
 from tests.mlflow_server import MlflowServer
+from tests.mlflow_store import mlflow_store
 
 
 @pytest.fixture
@@ -145,6 +147,29 @@ def test_a_server_that_stays_silent_is_waited_for_no_longer_than_said(
             with pytest.raises(ServiceError, match=f"^MLflow at http://{address} stayed away"):
                 journal.deliver(patience_s=0.5)
             assert time.monotonic() - started < 6, "not once for each of sixty epochs"
+
+
+@pytest.mark.slow
+def test_s3_that_is_away_behind_mlflow_is_waited_for(
+    tmp_path: Path, s3: str, s3_keys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where MLflow's artifacts lie in a store that clients write to by themselves."""
+    draw_sheets(tmp_path, 0, 1)
+    with mlflow_store(tmp_path), disable_run_logger():
+        experiment = mlflow.create_experiment("direct", f"s3://mirrors/{tmp_path.name}")
+        run_id = MlflowClient().create_run(experiment).info.run_id
+        with open_journal(run_id, tmp_path, []) as journal:
+            with monkeypatch.context() as away:
+                away.setenv("AWS_MAX_ATTEMPTS", "1")
+                for name in ("AWS_ENDPOINT_URL_S3", "MLFLOW_S3_ENDPOINT_URL"):
+                    away.setenv(name, "http://127.0.0.1:1")
+                journal.offer(report(1))
+                with pytest.raises(ServiceError, match=r"stayed away for 0 s: .*127\.0\.0\.1:1"):
+                    journal.deliver(patience_s=0)
+            monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", s3)
+            journal.deliver()
+            assert arrived(run_id)["d_loss"] == [1]
+            assert arrived(run_id)["sheets"] == [0, 1]
 
 
 def test_nothing_to_send_asks_nobody(server: MlflowServer, tmp_path: Path) -> None:
