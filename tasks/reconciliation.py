@@ -96,6 +96,7 @@ def end_left_runs(own_folder: Path | None = None) -> None:
     What such processes had lying about on this machine is removed.
     """
     runs_dir = load_settings().runs_dir
+    own_folder = own_folder and own_folder.absolute()
     open_experiment(runs_dir)
     running = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
@@ -191,7 +192,7 @@ def _lives_here(run: Run, own_folder: Path | None) -> bool:
 def _folder_of(run: Run) -> Path:
     """Where the process of its flow run holds the lock: the trials of a sweep have workers, whose
     death is for the sweep to mend."""
-    folder = load_settings().runs_dir / run.data.tags["run_folder"]
+    folder = load_settings().runs_dir.absolute() / run.data.tags["run_folder"]
     return folder.with_name(folder.name.rpartition("-")[0]) if "trial" in run.data.tags else folder
 
 

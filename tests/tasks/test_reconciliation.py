@@ -225,15 +225,17 @@ def test_run_that_is_being_cancelled_is_left_to_prefect(
     assert status(run_id) == "RUNNING"
 
 
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
 def test_whoever_was_in_a_folder_that_is_resumed_has_failed(
-    prefect: SyncPrefectClient, runs_dir: Path
+    relative: bool, prefect: SyncPrefectClient, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(runs_dir.parent)
     flow_run_id = prefect.create_flow_run(nothing, state=Running()).id
     run_id = track(flow_run_id)
     folder = runs_dir / str(flow_run_id)
     folder.mkdir(parents=True)
     with lock_of(folder):
-        end_left_runs.fn(folder)
+        end_left_runs.fn(folder.relative_to(runs_dir.parent) if relative else folder)
     assert prefect.read_flow_run(flow_run_id).state_name == "Crashed"
     assert status(run_id) == "FAILED"
 
