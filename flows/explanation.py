@@ -67,7 +67,8 @@ def explain(error: BaseException) -> str | None:
         address = get_tracking_uri().partition("?")[0]
         return without_password(f"MLflow at {address}: {error}".strip()).splitlines()[0]
     if isinstance(error, ModuleNotFoundError | ValueError):
-        return _explain_setting(error, get_tracking_uri())
+        sentence = _explain_setting(error, get_tracking_uri())
+        return sentence and without_password(sentence)
     return _explain_machine(error)
 
 

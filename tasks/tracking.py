@@ -135,8 +135,7 @@ def open_run(
     except BaseException as error:
         signal = find_signal(error)
         _end_run(run.info.run_id, "KILLED" if signal else "FAILED")
-        unanswered = isinstance(error, AWAY)
-        if not signal and unanswered and (away := find_silent_service()):
+        if not signal and isinstance(error, AWAY) and (away := find_silent_service()):
             resume = (
                 f"what is trained is kept in {folder}, and the same command with --resume, "
                 f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
@@ -190,12 +189,7 @@ def find_run(tag: str, value: str) -> str | None:
 
 def find_done(flow_run_id: str) -> list[Run]:
     """The MLflow run of a flow run, if all was done in it; without the trials of a sweep."""
-    done = mlflow.search_runs(
-        experiment_names=[EXPERIMENT],
-        filter_string=f"tags.prefect_flow_run_id = '{flow_run_id}' and status = 'FINISHED'",
-        output_format="list",
-    )
-    return [run for run in done if "trial" not in run.data.tags]
+    return [run for run in _find_runs(flow_run_id, "FINISHED") if "trial" not in run.data.tags]
 
 
 def end_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -212,13 +206,17 @@ def end_tracking(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
 
 def end_runs(flow_run_id: str, status: str) -> None:
     """End what MLflow still takes for running in a flow run."""
-    left = mlflow.search_runs(
+    for run in _find_runs(flow_run_id, "RUNNING"):
+        MlflowClient().set_terminated(run.info.run_id, status)
+
+
+def _find_runs(flow_run_id: str, status: str) -> list[Run]:
+    runs = mlflow.search_runs(
         experiment_names=[EXPERIMENT],
-        filter_string=f"tags.prefect_flow_run_id = '{flow_run_id}' and status = 'RUNNING'",
+        filter_string=f"tags.prefect_flow_run_id = '{flow_run_id}' and status = '{status}'",
         output_format="list",
     )
-    for run in left:
-        MlflowClient().set_terminated(run.info.run_id, status)
+    return list(runs)
 
 
 def describe(config: TrainConfig) -> str:
