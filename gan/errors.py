@@ -3,9 +3,11 @@
 import re
 
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|MemoryError|ALLOC_FAILED", re.IGNORECASE
+    r"out of memory|can't allocate memory|not enough memory|MemoryError|ALLOC_FAILED"
+    r"|could not create a primitive(?! descriptor)",
+    re.IGNORECASE,
 )
-"""What torch and Python say where there is no more memory."""
+"""What torch, oneDNN and Python say where there is no more memory."""
 
 
 class UserError(ValueError):

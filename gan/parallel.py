@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,6 +34,10 @@ from gan.training import DivergenceError, TrainState, train
 READY = b"ready\n"
 GRACE_S = 1.0
 """How long a process may take to be gone once its connection is."""
+SILENCE_S = 600.0
+"""How long one may be silent, as with NCCL; gloo would wait for half an hour."""
+TIMEOUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+WAY_OUT = "the same training, resumed, goes on from its last checkpoint"
 
 
 class PeerError(UserError):
@@ -67,7 +73,7 @@ def share_out(
 
     Raises:
         MemoryError: a peer is gone because its share does not fit.
-        PeerError: a peer is gone otherwise. What is in the checkpoints is whole.
+        PeerError: a peer is gone otherwise, or silent. What is in the checkpoints is whole.
     """
     if num == 1:
         yield lambda: None
@@ -99,16 +105,21 @@ def share_out(
             if peer.stdout.readline() != READY:
                 peer.wait()
                 check()
-        _join(kind, 0, num, folder)
-        stack.callback(_leave, kind)
-        if kind == "cuda":
-            for peer in peers:
-                threading.Thread(target=_abort_without, args=[peer], daemon=True).start()
         try:
+            _join(kind, 0, num, folder)
+            stack.callback(_leave, kind)
+            if kind == "cuda":
+                for peer in peers:
+                    threading.Thread(target=_abort_without, args=[peer], daemon=True).start()
             yield check
-        except Exception:
+        except Exception as error:
             time.sleep(GRACE_S)
             check()
+            if isinstance(error, RuntimeError) and TIMEOUT.search(str(error)):
+                raise PeerError(
+                    f"the processes of {num} devices have not heard of each other for "
+                    f"{SILENCE_S:.0f} s; {WAY_OUT}"
+                ) from error
             raise
 
 
@@ -138,16 +149,16 @@ def _explain(code: int, rank: int, num: int, folder: Path) -> MemoryError | Peer
             return MemoryError(f"{gone}: {line}")
     last = next((line for line in reversed(said) if line.strip()), "it said nothing")
     reason = f"ended by {signal.Signals(-code).name}" if code < 0 else last
-    return PeerError(
-        f"{gone}: {reason}; the same training, resumed, goes on from its last checkpoint"
-    )
+    return PeerError(f"{gone}: {reason}; {WAY_OUT}")
 
 
 def _join(kind: str, rank: int, num: int, folder: Path) -> None:
     # Processes of one machine meet in a file: nothing listens for others to come.
     store = distributed.FileStore(str(folder / ".meeting"), num)  # type: ignore[attr-defined]
     backend = "nccl" if kind == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=num)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=num, timeout=timedelta(seconds=SILENCE_S)
+    )
 
 
 def _leave(kind: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gan import parallel
 from gan.config import ConfigError, ConvConfig, MlpConfig
 from gan.parallel import PeerError, check_devices, share_out
 from gan.recipes import quick, vanilla
@@ -173,6 +174,14 @@ def test_peer_that_cannot_begin_is_said_with_its_reason(tmp_path: Path) -> None:
     assert torch.get_num_threads() == threads
 
 
+def use_as_peer(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a script be the peer, from when it is told its job on."""
+    peer = folder / "peer"
+    peer.write_text(f"#!/bin/sh\nhead -c 1 > /dev/null\n{script}")
+    peer.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(peer))
+
+
 @pytest.mark.parametrize(
     ("said", "kind", "sentence"),
     [
@@ -180,6 +189,7 @@ def test_peer_that_cannot_begin_is_said_with_its_reason(tmp_path: Path) -> None:
         ("CUDA out of memory.\n[W] not destroyed", MemoryError, "CUDA out of memory"),
         ("[rank1]: DefaultCPUAllocator: can't allocate memory: 9", MemoryError, "can't allocate"),
         ("MemoryError", MemoryError, "MemoryError"),
+        ("[rank1]: RuntimeError: could not create a primitive", MemoryError, "a primitive"),
         ("RuntimeError: no CUDA device", PeerError, "no CUDA device; the same training, resumed,"),
         ("", PeerError, "it said nothing; the same training, resumed,"),
     ],
@@ -192,15 +202,33 @@ def test_peer_without_memory_is_not_said_to_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Here a script that says what a peer would; it ends once it is told its job."""
-    peer = tmp_path / "peer"
-    peer.write_text(f"#!/bin/sh\nhead -c 1 > /dev/null\ncat >&2 <<'END'\n{said}\nEND\nexit 1\n")
-    peer.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(peer))
+    use_as_peer(f"cat >&2 <<'END'\n{said}\nEND\nexit 1\n", tmp_path, monkeypatch)
     with (
         pytest.raises(kind, match=f"^the process of device 2 of 2 is gone: .*{sentence}"),
         share_out(TrainState(CONFIGS["conv"], CPU), 2, tmp_path, tmp_path),
     ):
         pytest.fail("it began")
+
+
+@pytest.mark.parametrize(
+    ("script", "sentence"),
+    [
+        ("echo ready; echo no threads >&2", "device 2 of 2 is gone: no threads; the same"),
+        ("echo ready; exec sleep 60", "2 devices have not heard of each other for 1 s; the same"),
+    ],
+    ids=["gone", "silent"],
+)
+def test_peer_that_does_not_join_is_not_waited_for_without_end(
+    script: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_as_peer(script, tmp_path, monkeypatch)
+    monkeypatch.setattr(parallel, "SILENCE_S", 1.0)
+    with (
+        pytest.raises(PeerError, match=sentence),
+        share_out(TrainState(CONFIGS["conv"], CPU), 2, tmp_path, tmp_path),
+    ):
+        pytest.fail("it began")
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.slow
