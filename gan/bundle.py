@@ -105,7 +105,8 @@ def load_bundle(folder: Path, device: torch.device | str = "cpu") -> Generator:
     """Read a generator, checking every file's digest and every tensor's shape before it is used.
 
     Raises:
-        BundleError: a file is missing, altered, too large, or says what this code does not know.
+        BundleError: a file is missing, altered, too large, or says what this code does not know; or
+            a weight is no number.
     """
     return _build(read_bundle(folder), folder).to(device)
 
@@ -121,7 +122,7 @@ def verify_bundle(folder: Path) -> str:
     generator = _build(files, folder)
     noise = torch.randn(10, generator.config.latent_dim, generator=torch.Generator().manual_seed(0))
     if not generator(noise, torch.arange(10)).isfinite().all():
-        raise BundleError(f"{folder / WEIGHTS} draws no image: its weights are not all numbers")
+        raise BundleError(f"{folder / WEIGHTS} draws no image: its weights are out of all bounds")
     surplus = {path.name for path in folder.iterdir()} - files.keys() - {SIGNATURE}
     if surplus:
         raise BundleError(f"{folder} holds {min(surplus)!r}, which its {MANIFEST} does not name")
@@ -199,6 +200,8 @@ def _build(files: Mapping[str, bytes], folder: Path) -> Generator:
         raise BundleError(f"{folder / WEIGHTS} is not a safetensors file") from error
     if _shapes(state) != _shapes(generator.state_dict()):
         raise BundleError(f"{folder / WEIGHTS} does not hold the weights of its config")
+    if not all(values.isfinite().all() for values in state.values()):
+        raise BundleError(f"{folder / WEIGHTS} draws no image: its weights are not all numbers")
     generator.load_state_dict(state, assign=True)
     return generator.requires_grad_(False).eval()
 

@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -357,10 +358,18 @@ def test_files_swapped_for_another_bundles_are_noticed(bundle: Path, tmp_path: P
     assert_refused(bundle, "was altered")
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(value: float, bundle: Path) -> None:
+    state = make(SMALL).state_dict()
+    forge(bundle, generator=save(state | {"layers.9.bias": torch.tensor([value])}))
+    assert_refused(bundle, "its weights are not all numbers")
+
+
 def test_weights_that_draw_no_numbers_are_noticed(bundle: Path) -> None:
     state = make(SMALL).state_dict()
-    forge(bundle, generator=save(state | {"layers.9.bias": torch.tensor([float("nan")])}))
-    with pytest.raises(BundleError, match="weights are not all numbers"):
+    huge = {name: v * 1e38 if v.is_floating_point() else v for name, v in state.items()}
+    forge(bundle, generator=save(huge))
+    with pytest.raises(BundleError, match="its weights are out of all bounds"):
         verify_bundle(bundle)
 
 
