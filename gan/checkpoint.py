@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -133,7 +132,7 @@ class Checkpoints:
 def find_config(folder: Path) -> dict[str, Any] | None:
     """The config, as plain values, of the newest whole checkpoint in a folder; None without one."""
     found = Checkpoints(folder).newest()
-    return found and json.loads(_read_header(found[0])["config"])
+    return found and json.loads(_read_header(found[1])["config"])
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
@@ -167,13 +166,14 @@ def _header_of(state: TrainState) -> dict[str, str]:
     }
 
 
-def _read_header(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata())
+def _read_header(payload: bytes) -> dict[str, str]:
+    # That of safetensors: its length, then JSON. A file of a training that goes on may be gone.
+    length = int.from_bytes(payload[:8], "little")
+    return dict(json.loads(payload[8 : 8 + length])["__metadata__"])
 
 
 def _restore(path: Path, payload: bytes, config: TrainConfig, device: torch.device) -> TrainState:
-    header = _read_header(path)
+    header = _read_header(payload)
     if header["schema"] != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path} has schema {header['schema']}; this code reads {SCHEMA_VERSION}"

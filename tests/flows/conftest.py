@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,3 +44,29 @@ def train_gan(environment: dict[str, str]) -> Command:
         )
 
     return run
+
+
+def end_in_the_middle(
+    command: tuple[str, ...],
+    environment: dict[str, str],
+    folder: Path,
+    signum: signal.Signals,
+    begun: Callable[[], object],
+) -> str:
+    """Start a flow in a folder and send it a signal once it has begun; gives what it said."""
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=log
+        )
+        try:
+            deadline = time.monotonic() + 120
+            while not begun():
+                assert time.monotonic() < deadline, (folder / "log").read_text()
+                time.sleep(0.2)
+            time.sleep(1)
+            process.send_signal(signum)
+            assert process.wait(120) != 0
+        finally:
+            process.kill()
+            process.wait()
+    return (folder / "log").read_text()

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from requests import RequestException
 
 from flows import command_line
 from flows.explanation import explain
 from flows.train_gan import train_gan as train_gan_flow
-from tests.flows.conftest import TINY, Command
+from tasks.tracking import MODEL_NAME
+from tests.flows.conftest import TINY, Command, end_in_the_middle
+from tests.registry import register_two
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str:
@@ -115,6 +118,43 @@ def test_ctrl_c_while_it_imports_is_no_traceback(
         said, _ = command.communicate()
     assert command.returncode != 0
     assert said.strip() == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("flows.promote_generator", "--version", "2"),
+        ("flows.publish_generator", "--publish-to", "s3://mirrors/models"),
+        ("flows.sweep_gan", "--workers", "1"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_signal_in_the_first_steps_of_a_flow_cancels_it(
+    command: tuple[str, ...], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Publishing asks a store that does not answer; of a training, the chaos suite tells."""
+    register_two(tmp_path)
+    (tmp_path / "sweep.yaml").write_text("beta2: [0.9, 0.99]")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent_store = {
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        said = end_in_the_middle(
+            command,
+            environment | silent_store,
+            tmp_path,
+            signal.SIGTERM,
+            lambda: list(tmp_path.glob("runs/*/.tmp")),
+        )
+    assert "Finished in state Cancelled" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("runs/*/.tmp"))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert int(client.get_model_version_by_alias(MODEL_NAME, "champion").version) == 1
+    assert not client.get_model_version(MODEL_NAME, "2").tags.get("promotion")
 
 
 @pytest.mark.slow

@@ -11,9 +11,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests.flows.conftest import end_in_the_middle
 from tests.registry import register_two
-
-PATIENCE_S = 120
 
 
 def scored_again(folder: Path) -> list[Run]:
@@ -22,36 +21,18 @@ def scored_again(folder: Path) -> list[Run]:
     return client.search_runs([experiment.experiment_id]) if experiment else []
 
 
-def end_in_the_middle(environment: dict[str, str], folder: Path, signum: signal.Signals) -> str:
+def end_scoring(environment: dict[str, str], folder: Path, signum: signal.Signals) -> str:
     """Score the champion, and send a signal in the middle of it; gives what was said."""
     register_two(folder)
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.evaluate_generator"],
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            deadline = time.monotonic() + PATIENCE_S
-            while not scored_again(folder):
-                assert time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.5)
-            time.sleep(2)
-            process.send_signal(signum)
-            assert process.wait(PATIENCE_S) != 0
-        finally:
-            process.kill()
-            process.wait()
-    return (folder / "log").read_text()
+    flow = ("flows.evaluate_generator",)
+    return end_in_the_middle(flow, environment, folder, signum, lambda: scored_again(folder))
 
 
 @pytest.mark.slow
 def test_one_that_is_asked_to_end_is_over_in_both_systems(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    said = end_in_the_middle(environment, tmp_path, signal.SIGTERM)
+    said = end_scoring(environment, tmp_path, signal.SIGTERM)
     assert "Finished in state Cancelled" in said
     assert "Traceback" not in said
     (run,) = scored_again(tmp_path)
@@ -64,7 +45,7 @@ def test_one_that_is_asked_to_end_is_over_in_both_systems(
 def test_one_that_is_killed_does_not_stay_open_though_prefect_forgot_it(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    end_in_the_middle(environment, tmp_path, signal.SIGKILL)
+    end_scoring(environment, tmp_path, signal.SIGKILL)
     (run,) = scored_again(tmp_path)
     assert run.info.status == "RUNNING"
     time.sleep(2)  # until the temporary server is gone, too
