@@ -21,6 +21,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
 
+from deployments.worker import take_up_runs
 from flows.command_line import PATIENCE_S
 from tasks.reconciliation import MAX_STARTS, end_left_runs, interrupted_by, take_up_crashed_runs
 from tasks.run_folder import SCRATCH, lock_of
@@ -352,6 +353,24 @@ def test_run_whose_process_died_after_all_its_work_is_completed(
     left = prefect.read_flow_run(deployed.id).state_name
     assert left == ("AwaitingRetry" if trial else "Completed")
     assert bool(list(folder.iterdir())) == trial, "the lock and the checkpoints' folder are gone"
+
+
+def test_stack_that_starts_again_takes_up_only_what_is_not_done(
+    prefect: SyncPrefectClient, deployed: FlowRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.worker.POOL", "pool")
+    assert deployed.deployment_id
+    runs = {}
+    for name in ("Completed", "AwaitingRetry", "Cancelled", "Crashed"):
+        runs[name] = prefect.create_flow_run_from_deployment(deployed.deployment_id).id
+        for _ in range(MAX_STARTS if name == "Crashed" else 1):
+            prefect.set_flow_run_state(runs[name], Running(), force=True)
+    MlflowClient().set_terminated(track(runs["Completed"]))
+    prefect.set_flow_run_state(runs["Cancelled"], Cancelling(), force=True)
+    take_up_runs(prefect)
+    assert {name: prefect.read_flow_run(run).state_name for name, run in runs.items()} == {
+        name: name for name in runs
+    }
 
 
 def behind(signal: BaseException) -> OSError:
