@@ -29,7 +29,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
 from tasks.aliases import PROMOTION
-from tasks.reconciliation import MAX_STARTS, complete_if_done
+from tasks.reconciliation import MAX_STARTS, complete_if_done, count_starts
 from tasks.schedule import GPU
 
 POOL = "gpu"
@@ -107,8 +107,8 @@ def take_up_runs(client: SyncPrefectClient) -> None:
         state: State[None]
         if run.state_type == StateType.CANCELLING:
             state = Cancelled(message="The stack ended while this was being cancelled.")
-        elif run.run_count >= MAX_STARTS:
-            state = Crashed(message=f"The stack ended {run.run_count} times while this ran.")
+        elif count_starts(client, run) >= MAX_STARTS:
+            state = Crashed(message=f"The stack ended, and this was start {MAX_STARTS}.")
         else:
             state = AwaitingRetry(message="The stack ended while this ran.")
         client.set_flow_run_state(run.id, state)

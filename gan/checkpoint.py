@@ -89,8 +89,10 @@ class Checkpoints:
                 except BaseException:
                     Path(file.name).unlink(missing_ok=True)
                     raise
-            for old in self.find()[NUM_KEPT:]:
-                old.unlink(missing_ok=True)
+            # What lies ahead is torn: it would push out those that are whole.
+            past = [each for each in self.find() if each.name <= path.name]
+            for other in set(self.find()) - set(past[:NUM_KEPT]):
+                other.unlink(missing_ok=True)
             # Left by a process that was killed while it wrote.
             for torn in self.folder.glob(".*"):
                 torn.unlink(missing_ok=True)

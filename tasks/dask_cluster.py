@@ -12,10 +12,11 @@ from dask.typing import Key
 from distributed.client import as_completed
 from distributed.scheduler import KilledWorker
 from prefect.client.orchestration import get_client
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Pause, TerminationSignal
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_dask.task_runners import DaskTaskRunner, PrefectDaskFuture
 
+from tasks.progress import heed_pause
 from tasks.sweep import Sweep, SweepError, end_open_trials, record_death, run_trial
 
 MAX_SQLITE_WRITERS = 8
@@ -88,7 +89,7 @@ def run_trials(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> None
             f"the Dask scheduler at {_where(runner)} went away; what is finished is kept, and the "
             "same sweep with --resume goes on"
         ) from None
-    except (KeyboardInterrupt, TerminationSignal):
+    except (KeyboardInterrupt, TerminationSignal, Pause):
         end_open_trials(sweep)
         raise
     if left:
@@ -119,6 +120,7 @@ def _run(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> dict[int, 
 
     fill()
     for end in ends:
+        heed_pause()
         number, future = running.pop(end.key)
         try:
             future.result()

@@ -1,4 +1,4 @@
-"""Showing how a training goes: in the terminal or the log, and on the flow run's page."""
+"""How a training goes, in the terminal or the log and on the flow run's page; and its pauses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
@@ -58,6 +59,18 @@ def _notes() -> Callable[..., None]:
             logger.info("epoch %d: %s", progress.epoch, describe(progress))
 
     return note
+
+
+def heed_pause() -> None:
+    """End a deployed flow run that somebody pauses; resumed, it starts again and goes on.
+
+    Prefect itself looks between tasks alone.
+
+    Raises:
+        Pause: Prefect's own, which makes the flow run Suspended.
+    """
+    if context := FlowRunContext.get():
+        context.flow_run_suspension_request.raise_if_requested()
 
 
 def describe(progress: Progress) -> str:

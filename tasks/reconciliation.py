@@ -250,13 +250,19 @@ def take_up_crashed_runs() -> None:
             run = prefect.read_flow_run(found.id)
             if not (run.state and run.state.is_crashed()) or complete_if_done(prefect, run):
                 continue
-            deployed = run.deployment_id and "training" in run.tags
-            if deployed and run.run_count < MAX_STARTS and _stays_crashed(prefect, run):
-                again: State[None] = AwaitingRetry(
-                    message=f"Taken up again after crash {run.run_count}."
-                )
+            if not (run.deployment_id and "training" in run.tags):
+                continue
+            starts = count_starts(prefect, run)
+            if starts < MAX_STARTS and _stays_crashed(prefect, run):
+                again: State[None] = AwaitingRetry(message=f"Taken up again after start {starts}.")
                 prefect.set_flow_run_state(run.id, again, force=True)
                 get_run_logger().info("Taken up again: %s", run.name)
+
+
+def count_starts(prefect: SyncPrefectClient, run: FlowRun) -> int:
+    """How often a run was started; not how often it was said to run, as one is that was silent."""
+    states = prefect.read_flow_run_states(run.id)
+    return 1 + sum(state.name == "AwaitingRetry" for state in states)
 
 
 def _stays_crashed(prefect: SyncPrefectClient, run: FlowRun) -> bool:

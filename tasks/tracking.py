@@ -25,7 +25,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from prefect import Flow, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Pause, TerminationSignal
 from prefect.settings import PREFECT_UI_URL
 from requests import RequestException
 
@@ -102,7 +102,7 @@ def open_run(
     way_out: str | None = None,
 ) -> Iterator[str]:
     """Keep one MLflow run open; gives its id. It ends as the code inside does: FINISHED, KILLED
-    where a user or the system ended it, FAILED after any other exception.
+    where a user or the system ended or paused it, FAILED after any other exception.
 
     What is taken up again, known by its folder, goes on in the run that it had. The tags say
     besides the given ones which code ran where, and for which Prefect flow run.
@@ -134,8 +134,9 @@ def open_run(
         yield run.info.run_id
     except BaseException as error:
         signal = find_signal(error)
-        _end_run(run.info.run_id, "KILLED" if signal else "FAILED")
-        if not signal and isinstance(error, AWAY) and (away := find_silent_service()):
+        asked = signal or isinstance(error, Pause)
+        _end_run(run.info.run_id, "KILLED" if asked else "FAILED")
+        if not asked and isinstance(error, AWAY) and (away := find_silent_service()):
             resume = (
                 f"what is trained is kept in {folder}, and the same command with --resume, "
                 f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"

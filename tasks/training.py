@@ -15,7 +15,6 @@ from mlflow import MlflowClient
 from PIL import Image
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import TerminationSignal
 
 from gan.bundle import save_bundle
 from gan.checkpoint import Checkpoints
@@ -29,7 +28,7 @@ from gan.training import DivergenceError, Progress, TrainState, train
 from tasks.data import DatasetRef
 from tasks.journal import open_journal, sheet_path
 from tasks.pictures import enlarge, plot_losses, save_animation
-from tasks.progress import live_progress
+from tasks.progress import heed_pause, live_progress
 
 SHEET_SEED = 0
 """The noise of the sample sheets: the same in every epoch of every run."""
@@ -91,7 +90,8 @@ def train_generator(
     if began:
         get_run_logger().info("going on after step %d, from a checkpoint", began)
 
-    # A signal interrupts this thread, never the one that takes the steps: the state stays whole.
+    # A signal, or what Prefect raises where a run lost its slot, interrupts this thread, never the
+    # one that takes the steps: the state stays whole.
     with (
         memory_shortage_explained(config, device),
         share_out(state, devices, dataset.folder, folder) as check_peers,
@@ -126,10 +126,11 @@ def train_generator(
         try:
             while progress := under_way.result():
                 show(progress)
+                heed_pause()
                 if progress.epoch_done:
                     journal.offer(progress)
                 under_way = steps.submit(advance)
-        except (KeyboardInterrupt, TerminationSignal):
+        except BaseException:
             steps.submit(keep)
             raise
         checkpoints.save(state)

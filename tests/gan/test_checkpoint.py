@@ -129,6 +129,28 @@ def test_a_torn_or_altered_newest_one_falls_back_to_the_one_before(
     assert everything(run(QUICK, checkpoints, 1000)) == everything(trained(QUICK))
 
 
+@pytest.mark.parametrize("num_torn", [1, 2])
+def test_torn_ones_that_lie_ahead_push_out_none_that_is_whole(
+    num_torn: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for _ in range(2):
+        run(QUICK, checkpoints, 3)
+    for ahead in checkpoints.find()[:num_torn]:
+        ahead.write_bytes(b"torn")
+    begun = 0 if num_torn == 2 else 3
+    for step in (begun + 1, begun + 2):
+        run(QUICK, checkpoints, 1)
+        caplog.clear()
+        state = checkpoints.load(QUICK, CPU)
+        assert state is not None
+        assert state.step == step
+        assert "torn" not in caplog.text
+    assert [find.name[:17] for find in checkpoints.find()] == [
+        f"step-{step:012}" for step in (begun + 2, begun + 1)
+    ]
+
+
 def test_where_all_are_torn_it_starts_anew(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

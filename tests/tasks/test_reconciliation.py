@@ -18,12 +18,18 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import TerminationSignal
 from prefect.logging import disable_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Running
 from prefect.testing.utilities import prefect_test_harness
 
 from deployments.worker import take_up_runs
 from flows.command_line import PATIENCE_S
-from tasks.reconciliation import MAX_STARTS, end_left_runs, interrupted_by, take_up_crashed_runs
+from tasks.reconciliation import (
+    MAX_STARTS,
+    count_starts,
+    end_left_runs,
+    interrupted_by,
+    take_up_crashed_runs,
+)
 from tasks.run_folder import SCRATCH, lock_of
 from tasks.tracking import EXPERIMENT, end_tracking
 from tests.mlflow_store import mlflow_store, new_run
@@ -192,10 +198,12 @@ def test_run_that_was_only_silent_is_running_again(
     folder = runs_dir / str(flow_run_id)
     folder.mkdir(parents=True)
     with lock_of(folder):
-        end_left_runs.fn()
-        assert prefect.read_flow_run(flow_run_id).state_name == "Running"
-        assert status(run_id) == "RUNNING"
-        prefect.set_flow_run_state(flow_run_id, Crashed(), force=True)
+        for _ in range(MAX_STARTS):
+            end_left_runs.fn()
+            assert prefect.read_flow_run(flow_run_id).state_name == "Running"
+            assert status(run_id) == "RUNNING"
+            prefect.set_flow_run_state(flow_run_id, Crashed(), force=True)
+    assert count_starts(prefect, prefect.read_flow_run(flow_run_id)) == 1
     end_left_runs.fn()
     assert status(run_id) == "FAILED"
 
@@ -363,8 +371,10 @@ def test_stack_that_starts_again_takes_up_only_what_is_not_done(
     runs = {}
     for name in ("Completed", "AwaitingRetry", "Cancelled", "Crashed"):
         runs[name] = prefect.create_flow_run_from_deployment(deployed.deployment_id).id
-        for _ in range(MAX_STARTS if name == "Crashed" else 1):
-            prefect.set_flow_run_state(runs[name], Running(), force=True)
+        prefect.set_flow_run_state(runs[name], Running(), force=True)
+        for _ in range(MAX_STARTS - 1 if name == "Crashed" else 0):
+            for state in (AwaitingRetry(), Running()):
+                prefect.set_flow_run_state(runs[name], state, force=True)
     MlflowClient().set_terminated(track(runs["Completed"]))
     prefect.set_flow_run_state(runs["Cancelled"], Cancelling(), force=True)
     take_up_runs(prefect)
