@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import inspect
 import logging
 import os
+import signal
 import sys
-import uuid
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from importlib import import_module
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
+import httpx
 from prefect import Flow
+from prefect.client.orchestration import get_client
 from prefect.exceptions import CancelledRun, ParameterTypeError
+from prefect.runtime import flow_run
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
@@ -27,6 +33,9 @@ from tasks.presence import presence, untagged
 from tasks.services import check
 from tasks.sweeper import MARK, watch_over
 
+T = TypeVar("T")
+LOOK_EVERY_S = 5
+"""How often to ask a server whether the run is cancelled."""
 PATIENCE_S = 120
 """How long Prefect's temporary server may take to start; its own 20 s are not enough for one on a
 busy machine."""
@@ -40,6 +49,7 @@ def run(flow: Flow[..., Any]) -> None:
             parameters = flow.validate_parameters(_parse(flow))
             if server := PREFECT_API_URL.value():
                 check("Prefect", f"{server}/health")
+                flow.fn = _heeding_cancellation(flow.fn)
             else:
                 patience = {PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: PATIENCE_S}
                 stack.enter_context(temporary_settings(set_defaults=patience))
@@ -47,7 +57,7 @@ def run(flow: Flow[..., Any]) -> None:
                 # and waits 2 s when it meets one that is gone.
                 os.environ.setdefault("UVICORN_TIMEOUT_KEEP_ALIVE", "30")
                 # Killed, the flow would leave its temporary server behind, and its state there.
-                os.environ[MARK] = uuid.uuid4().hex
+                os.environ[MARK] = uuid4().hex
                 watch_over(os.environ[MARK])
                 stack.enter_context(presence(os.environ[MARK]))
                 flow.fn = untagged(flow.fn)
@@ -64,6 +74,33 @@ def run(flow: Flow[..., Any]) -> None:
         sys.exit("error: " + "; ".join(said))
     except CancelledRun as ended:
         sys.exit(str(ended))
+
+
+def _heeding_cancellation(body: Callable[..., T]) -> Callable[..., T]:
+    """The body of a flow that ends, as by SIGTERM, where its run is cancelled in Prefect.
+
+    A deployed run has its worker for that.
+    """
+
+    def heed(flow_run_id: UUID, over: Event) -> None:
+        with get_client(sync_client=True) as client:
+            while not over.wait(LOOK_EVERY_S):
+                with suppress(httpx.HTTPError):  # the server is away
+                    state = client.read_flow_run(flow_run_id).state
+                    if state and (state.is_cancelling() or state.is_cancelled()):
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        return
+
+    @functools.wraps(body)
+    def heeding(*args: Any, **kwargs: Any) -> T:
+        over = Event()
+        Thread(target=heed, args=[UUID(flow_run.get_id()), over], daemon=True).start()
+        try:
+            return body(*args, **kwargs)
+        finally:
+            over.set()
+
+    return heeding
 
 
 def _parse(flow: Flow[..., Any]) -> dict[str, str | None]:

@@ -7,7 +7,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 from types import TracebackType
+
+NOT_PREFECT = ("Failed to reach API", "Found incompatible versions")
+"""How Prefect's client begins to say that what answers is no Prefect server, or another one."""
 
 
 @contextmanager
@@ -33,43 +37,73 @@ def say_where_imports_end(
 ) -> None:
     """For `sys.excepthook`: what ends a command while it imports, before anything could catch it.
 
-    That is Ctrl-C, or a setting that Prefect refuses.
+    That is Ctrl-C, or settings that Prefect refuses.
     """
-    sentence = "interrupted" if isinstance(error, KeyboardInterrupt) else None
-    if kind.__name__ == "ValidationError" and getattr(error, "title", "").endswith("Settings"):
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+    elif sentence := _explain_prefects_settings(error):
+        sys.stderr.write(f"error: {sentence}\n")
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _explain_prefects_settings(error: BaseException) -> str | None:
+    """What Prefect refuses as it is imported: a value, or a file that it cannot read."""
+    name = type(error).__name__
+    if name == "ValidationError" and getattr(error, "title", "").endswith("Settings"):
         fault = error.errors()[0]  # type: ignore[attr-defined]
         where = "".join(f"{part}: " for part in fault["loc"])
         said = fault["msg"].removeprefix("Value error, ")
-        sentence = f"error: Prefect refuses its settings, PREFECT_*: {where}{said}"
-    if sentence:
-        sys.stderr.write(f"{sentence}\n")
-    else:
-        sys.__excepthook__(kind, error, trace)
+        return f"Prefect refuses its settings, PREFECT_*: {where}{said}"
+    places = {frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)}
+    unread = name in ("TOMLDecodeError", "SettingsError", "UnicodeDecodeError")
+    if unread and any(place.startswith("prefect.settings") for place in places):
+        files = "prefect.toml, pyproject.toml and .env here, and profiles.toml in its home"
+        return f"a file of settings is broken: {error}; Prefect reads {files}"
+    return None
 
 
 def explain(error: BaseException) -> str | None:
     """A sentence on what the user, or whoever runs a server, can mend; None for anything else."""
     from gan.errors import UserError
 
-    if isinstance(error, UserError) and "://" not in str(error):
-        return str(error)
+    plain = isinstance(error, UserError) and "://" not in str(error)
+    if sentence := str(error) if plain else _explain_prefects_settings(error):
+        return sentence
     # Takes seconds to import, which a sentence without an address need not wait for.
+    from httpx import HTTPError
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     from tasks.services import without_password
+    from tasks.storage import S3_AWAY
 
     if isinstance(error, UserError):
         return without_password(str(error))
-    if isinstance(error, MlflowException | SQLAlchemyError | RequestException):
-        address = get_tracking_uri().partition("?")[0]
+    if isinstance(error, HTTPError) or str(error).startswith(NOT_PREFECT):
+        return _explain_prefects_server(error)
+    # MLflow's clients read files from S3 by themselves.
+    if isinstance(error, (MlflowException, SQLAlchemyError, RequestException, *S3_AWAY)):
+        address = without_password(get_tracking_uri()).partition("?")[0]
         return without_password(f"MLflow at {address}: {error}".strip()).splitlines()[0]
     if isinstance(error, ModuleNotFoundError | ValueError):
         sentence = _explain_setting(error, get_tracking_uri())
         return sentence and without_password(sentence)
     return _explain_machine(error)
+
+
+def _explain_prefects_server(error: BaseException) -> str:
+    """What is wrong with the server of PREFECT_API_URL, which answered when it was asked first."""
+    from prefect.settings import PREFECT_API_URL
+
+    from tasks.services import without_password
+
+    address = without_password(PREFECT_API_URL.value() or "its temporary server")
+    said = without_password(str(error)).strip() or type(error).__name__
+    hint = "" if address.endswith("/api") else "; is that the address of its API, with /api?"
+    return f"Prefect at {address}: {said.splitlines()[0]}{hint}"
 
 
 def _explain_setting(error: ModuleNotFoundError | ValueError, tracking_uri: str) -> str | None:

@@ -27,6 +27,7 @@ from gan.bundle import (
     verify_bundle,
 )
 from gan.errors import UserError
+from tasks.services import ServiceError, find_silent_service
 from tasks.storage import POINTER, Store, check_address
 from tasks.tracking import MODEL_NAME
 
@@ -145,6 +146,8 @@ def _read_registered(bundle: str, name: str) -> bytes:
     except VersionError:
         raise
     except Exception as error:  # what is raised depends on where MLflow keeps its artifacts
+        if away := find_silent_service():
+            raise ServiceError(away) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise VersionError(f"{bundle}/{name} cannot be fetched: {reason}") from error
 

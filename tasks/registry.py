@@ -27,6 +27,7 @@ from gan.errors import UserError
 from gan.evaluation.scores import Scores
 from gan.sampling import ANY_DIGIT
 from tasks.pulling import collect, in_registry, place
+from tasks.services import ServiceError, find_silent_service
 from tasks.tracking import MODEL_NAME
 from tasks.training import TrainedGenerator
 
@@ -73,6 +74,7 @@ def register_generator(
 
     Raises:
         RegistryError: the files that MLflow kept are not whole.
+        ServiceError: MLflow, or where it keeps files, went away.
     """
     client = MlflowClient()
     if not _find_versions(client, mlflow_run_id):
@@ -194,6 +196,8 @@ def _verify_files(model_uri: str, digest: str) -> None:
             model = mlflow.artifacts.download_artifacts(model_uri, dst_path=folder)
             known = verify_bundle(Path(model) / "artifacts" / "bundle")
         except (MlflowException, OSError, UserError) as error:
+            if away := find_silent_service():
+                raise ServiceError(away) from error
             raise RegistryError(f"the files of {model_uri} are not whole: {error}") from error
     if known != digest:
         raise RegistryError(f"the files of {model_uri} are not the bundle that was registered")

@@ -16,6 +16,7 @@ from gan.errors import UserError
 TIMEOUT_S = 5.0
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Where the databases listen that MLflow may keep its records in."""
+S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class ServiceError(UserError):
@@ -34,7 +35,15 @@ def check_services() -> None:
 
 
 def find_services(environ: Mapping[str, str]) -> dict[str, str]:
-    """The addresses of the servers that these variables name."""
+    """The addresses of the servers that these variables name.
+
+    Raises:
+        ServiceError: a variable of theirs holds what none can; it is not repeated.
+    """
+    for name in S3_KEYS:
+        if environ.get(name, "") != environ.get(name, "").strip():
+            # Sent in a header, it would be refused with a message that repeats it.
+            raise ServiceError(f"{name} has white space at an end, such as the end of a line")
     services = {}
     tracking = environ.get("MLFLOW_TRACKING_URI", "")
     if tracking.startswith(("http://", "https://")):
@@ -50,8 +59,12 @@ def _find_database(url: str) -> tuple[str, int] | None:
     """Where a database server listens; None where an address is not of one, or names no host."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):
+    except ArgumentError:
         return None
+    except ValueError:  # its port is no number
+        if not url.startswith(tuple(DATABASE_PORTS)):
+            return None
+        raise ServiceError("MLflow is set to an address that is none") from None
     port = DATABASE_PORTS.get(parsed.get_backend_name())
     return (parsed.host, parsed.port or port) if parsed.host and port else None
 
@@ -68,8 +81,12 @@ def find_silent_service() -> str | None:
 
 def without_password(text: str) -> str:
     """A text without the user names and passwords that addresses in it may hold."""
-    # What is known to be one first: a password may have a slash or an @ in it, or be in the query.
-    address, _, query = os.environ.get("MLFLOW_TRACKING_URI", "").partition("?")
+    # What is known to be one first: a password may have a slash, an @ or a ? in it, or be in the
+    # query.
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if of_database := re.match(r"[\w+]+://([^:/]*:[^@]*@)", address):
+        text, address = (each.replace(of_database[1], "") for each in (text, address))
+    address, _, query = address.partition("?")
     if query:
         text = text.replace(f"?{query}", "")
     address = address.partition("://")[2]
@@ -96,10 +113,13 @@ def check(name: str, url: str) -> None:
         return
     try:
         address = httpx.URL(url).copy_with(userinfo=b"")  # a password is not for the log
-        response = httpx.get(url, timeout=TIMEOUT_S)
+        # Only whether somebody is there: whose certificates to trust is said to MLflow and boto3 in
+        # variables of their own.
+        response = httpx.get(address, timeout=TIMEOUT_S, verify=False)
     except (httpx.InvalidURL, UnicodeError):
         raise ServiceError(f"{name} is set to an address that is none") from None
-    except httpx.TransportError as error:
+    # The last two come of proxies that are none.
+    except (httpx.TransportError, ImportError, ValueError) as error:
         raise ServiceError(f"{name} does not answer at {address}: {error}") from None
     if response.is_server_error:
         raise ServiceError(f"{name} at {address} answers with {response.status_code}")

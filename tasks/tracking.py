@@ -136,12 +136,14 @@ def open_run(
         signal = find_signal(error)
         asked = signal or isinstance(error, Pause)
         _end_run(run.info.run_id, "KILLED" if asked else "FAILED")
-        if not asked and isinstance(error, AWAY) and (away := find_silent_service()):
-            resume = (
-                f"what is trained is kept in {folder}, and the same command with --resume, "
-                f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
-            )
-            raise ServiceError(f"{away}; {way_out or resume}") from error
+        if not asked and isinstance(error, AWAY):
+            said = str(error) if isinstance(error, ServiceError) else find_silent_service()
+            if said:
+                resume = (
+                    f"what is trained is kept in {folder}, and the same command with --resume, "
+                    f"or `prefect flow-run retry {runtime.flow_run.get_id()}`, hands it in"
+                )
+                raise ServiceError(f"{said}; {way_out or resume}") from error
         raise
     _end_run(run.info.run_id, "FINISHED", PATIENCE_S)
 

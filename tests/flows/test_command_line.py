@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from botocore.exceptions import NoCredentialsError
 from mlflow import MlflowClient
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
+from prefect.testing.utilities import prefect_test_harness
 from requests import RequestException
 
 from flows import command_line
 from flows.explanation import explain
 from flows.train_gan import train_gan as train_gan_flow
 from tasks.tracking import MODEL_NAME
+from tests.deployments.local_stack import wait_for
 from tests.flows.conftest import TINY, Command, end_in_the_middle
 from tests.registry import register_two
+from tests.tasks.test_services import answering
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str:
@@ -98,6 +104,97 @@ def test_setting_that_prefect_refuses_is_said_in_a_sentence(
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"error: Prefect refuses its settings, PREFECT_*: {sentence}")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [("-m", "flows.train_gan"), ("-c", "from flows.gan_command import main; main()", "versions")],
+    ids=["flow", "gan"],
+)
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("prefect.toml", b"a = = 1", "Invalid value (at line 1, column 5)"),
+        (".env", b"PREFECT_LOGGING_LEVEL=\xff", "'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_file_of_settings_that_is_broken_is_said_in_a_sentence(
+    command: tuple[str, ...],
+    name: str,
+    content: bytes,
+    said: str,
+    environment: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "mlflow.db").touch()
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: a file of settings is broken: ")
+    assert said in last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "said"), [(200, "Failed to reach API at "), (401, "Client error '401 Unauthorized'")]
+)
+def test_server_that_is_none_of_prefects_or_refuses_is_said_in_a_sentence(
+    status: int, said: str, train_gan: Command, tmp_path: Path
+) -> None:
+    with answering(status) as url:
+        done = train_gan(tmp_path, *TINY, PREFECT_API_URL=url)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"error: Prefect at {url}: {said}")
+    assert last.endswith("; is that the address of its API, with /api?")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_run_by_hand_ends_where_it_is_cancelled_on_a_server(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """A deployed run has its worker for that."""
+    options = ("--recipe", "vanilla", "--epochs", "10000")
+    with (
+        prefect_test_harness(server_startup_timeout=command_line.PATIENCE_S),
+        get_client(sync_client=True) as client,
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(
+            [sys.executable, "-m", "flows.train_gan", *options],
+            cwd=tmp_path,
+            env=environment | {"PREFECT_API_URL": str(client.api_url)},
+            stdout=log,
+            stderr=log,
+        ) as process,
+    ):
+        try:
+            wait_for(
+                lambda: list(tmp_path.glob("runs/*/samples/epoch-0001.png")) or None,
+                seconds=120,
+                what=lambda: f"an epoch; {(tmp_path / 'log').read_text()}",
+            )
+            (run,) = client.read_flow_runs()
+            client.set_flow_run_state(run.id, Cancelling())
+            assert process.wait(60) != 0
+        finally:
+            process.kill()
+        assert client.read_flow_run(run.id).state_name == "Cancelled"
+    mlflow_client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (tracked,) = mlflow_client.search_runs(["1"])
+    assert tracked.info.status == "KILLED"
+    assert list(tmp_path.glob(f"runs/{run.id}/checkpoints/step-*"))
+    assert "Traceback" not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
@@ -203,6 +300,13 @@ def test_what_mlflow_refuses_names_its_store_and_no_password(
     assert sentence.startswith("MLflow at http://store/:")
     assert "secret" not in sentence
     assert "\n" not in sentence
+
+
+def test_what_a_store_of_mlflows_files_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking")
+    assert explain(NoCredentialsError()) == (
+        "MLflow at http://tracking: Unable to locate credentials"
+    )
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,6 +38,7 @@ from tasks.pulling import (
     place,
     pull,
 )
+from tasks.services import ServiceError
 from tasks.storage import POINTER, StorageError
 from tasks.tracking import MODEL_NAME
 from tests.registry import Registry
@@ -351,6 +353,19 @@ def test_file_of_the_registry_larger_than_allowed_is_not_fetched(
     monkeypatch.delattr("mlflow.artifacts.download_artifacts")
     with pytest.raises(VersionError, match=f"{CARD} is larger than 1 bytes"):
         in_registry(1).read(CARD)
+
+
+@pytest.mark.usefixtures("registry")
+def test_registry_that_is_away_is_not_said_to_have_lost_the_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    origin = in_registry(1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ServiceError, match=f"MLflow does not answer at {nobody}/health"):
+        origin.read(MANIFEST)
 
 
 def test_nothing_is_kept_of_what_is_refused(

@@ -31,7 +31,8 @@ from gan.config import ConvConfig, MlpConfig
 from gan.evaluation.scores import Scores, load_floors
 from gan.networks import build_generator
 from gan.sampling import draw
-from tasks.registry import TAGS_OF_THE_RUN, RegistryError, register_generator
+from tasks.registry import TAGS_OF_THE_RUN, RegistryError, _verify_files, register_generator
+from tasks.services import ServiceError
 from tasks.tracking import MODEL_NAME
 from tasks.training import TrainedGenerator
 from tests.mlflow_store import mlflow_store
@@ -305,6 +306,17 @@ def test_no_alias_comes_to_a_version_whose_files_are_gone_or_altered(
             register(tmp_path, ConvConfig(width=4), run_id)
         assert "challenger" not in client.get_registered_model(MODEL_NAME).aliases
     client.delete_model_version(MODEL_NAME, version)
+
+
+def test_registry_that_is_away_is_not_said_to_have_lost_the_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        nobody = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", nobody)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ServiceError, match=f"MLflow does not answer at {nobody}/health"):
+        _verify_files(f"models:/{MODEL_NAME}/1", "")
 
 
 def spoil_weights(bundle: Path) -> None:

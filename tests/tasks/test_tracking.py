@@ -9,12 +9,14 @@ from threading import Event
 import mlflow
 import pytest
 import torch
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Pause, TerminationSignal
+from prefect.states import Suspended
 
 from gan.data import DATASET_DIGEST
 from gan.recipes import RECIPES, quick, vanilla
 from gan.training import name_device
 from tasks.data import DatasetRef
+from tasks.services import ServiceError
 from tasks.tracking import EXPERIMENT, describe, find_run, flat_parameters, git_commit, tracked_run
 from tests.mlflow_server import MlflowServer
 from tests.mlflow_store import mlflow_store
@@ -92,15 +94,21 @@ def test_commit_outside_a_checkout_is_unknown(
 
 
 @pytest.mark.parametrize(
-    ("signal", "status"), [(KeyboardInterrupt(), "KILLED"), (TerminationSignal(15), "KILLED")]
+    "asked", [KeyboardInterrupt(), TerminationSignal(15), Pause(state=Suspended())], ids=repr
 )
-def test_signal_ends_the_run_as_killed(signal: BaseException, status: str, tmp_path: Path) -> None:
+def test_signal_or_pause_ends_the_run_as_killed(asked: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(asked)), tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id:
+        raise asked
+    assert mlflow.get_run(run_id).info.status == "KILLED"
+
+
+def test_way_out_is_said_also_where_the_server_answers_by_then(tmp_path: Path) -> None:
+    """As where its database refuses, or it came back a moment too late."""
     with (
-        pytest.raises(type(signal)),
-        tracked_run(quick(), DATASET, "cpu", tmp_path) as run_id,
+        pytest.raises(ServiceError, match=r"^MLflow stayed away: full; what is trained .*--resume"),
+        tracked_run(quick(), DATASET, "cpu", tmp_path),
     ):
-        raise signal
-    assert mlflow.get_run(run_id).info.status == status
+        raise ServiceError("MLflow stayed away: full")
 
 
 def test_signal_is_seen_behind_what_a_library_raised_as_it_tidied_up(tmp_path: Path) -> None:
