@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Suspended
 
 from deployments.stack import ROOT
 from gan.bundle import WEIGHTS, save_bundle
@@ -273,6 +274,27 @@ def test_cancelled_run_goes_on_when_it_is_retried(shared: SharedServer, undistur
     finished = shared.result(run, seconds=ENOUGH_S)
     check_result(shared, finished, undisturbed)
     assert finished.run_count == 2
+
+
+@takes_minutes
+def test_paused_run_ends_within_moments_and_goes_on_when_it_is_resumed(
+    shared: SharedServer, undisturbed: bytes
+) -> None:
+    """As the button of Prefect's page does it."""
+    run = shared.train()
+    shared.wait_for_checkpoint(run)
+    shared.api.set_flow_run_state(run, Suspended(timeout_seconds=300), force=True)
+    process = shared.process_of(run)
+    wait_for(lambda: None if process.is_running() else True, seconds=60, what="its end")
+    assert shared.states(run)[-1] == "Suspended"
+    (tracked,) = shared.mlflow.search_runs(
+        [shared.mlflow.get_experiment_by_name(EXPERIMENT).experiment_id],
+        f"tags.run_folder = '{run}'",
+    )
+    assert tracked.info.status == "KILLED"
+    shared.api.resume_flow_run(run)
+    check_result(shared, shared.result(run, seconds=ENOUGH_S), undisturbed)
+    assert shared.states(run).count("Running") == 2
 
 
 @takes_minutes
