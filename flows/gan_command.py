@@ -11,6 +11,8 @@ import argparse
 import math
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,10 +43,12 @@ PLAIN_WIDTH = 160
 
 def main() -> None:
     """Run a subcommand; what the user can mend ends it with one sentence."""
-    arguments = _parse()
+    # As Ctrl-C does, so that nothing half done is left.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A server that is gone would be asked for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     with ended_by_a_sentence():
+        arguments = _parse()
         arguments.run(arguments)
 
 
@@ -63,7 +67,7 @@ def sample(arguments: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from gan.sampling import draw, interpolate, tile
+    from gan.sampling import SamplingError, draw, interpolate, tile
 
     generator = _load_generator(arguments.version, arguments.bundle)
     wish: dict[str, Any] = {"num": arguments.num, "seed": arguments.seed}
@@ -74,11 +78,15 @@ def sample(arguments: argparse.Namespace) -> None:
     columns = math.ceil(math.sqrt(arguments.num))
     blank = torch.zeros(-arguments.num % columns, 28, 28, dtype=torch.uint8)
     sheet = Image.fromarray(tile(torch.cat([images, blank]), columns=columns).numpy())
-    with TemporaryDirectory(dir=arguments.out.parent, prefix=f".{arguments.out.name}-") as scratch:
-        whole = Path(scratch) / arguments.out.name
-        sheet.save(whole)
-        whole.replace(arguments.out)
-    print(f"{arguments.out}: {sheet.width} x {sheet.height} pixels")
+    out = arguments.out
+    try:
+        with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            whole = Path(scratch) / out.name
+            sheet.save(whole)
+            whole.replace(out)
+    except OSError as error:
+        raise SamplingError(f"cannot write {out}: {error.strerror or error}") from None
+    print(f"{out}: {sheet.width} x {sheet.height} pixels")
 
 
 def versions(arguments: argparse.Namespace) -> None:

@@ -81,7 +81,8 @@ def pull(version: int | str, to: Path, source: str | None = None) -> Pulled:
     Raises:
         VersionError: there is no such version, or its files are not what was registered.
         StorageError: the S3 store does not answer as it should.
-        PullError: `to` holds something that is not a bundle, or the disk refuses.
+        PullError: `to` holds something that is not a bundle, this process is in it, or the disk
+            refuses.
     """
     _refuse_to_replace(to)
     origin = in_registry(version) if source is None else in_store(version, source)
@@ -247,7 +248,8 @@ def place(files: Mapping[str, bytes], folder: Path) -> None:
 
     Raises:
         VersionError: these files are no bundle that this code can use.
-        PullError: the folder holds something that is not a bundle, or the disk refuses.
+        PullError: the folder holds something that is not a bundle, this process is in it, or the
+            disk refuses.
     """
     _refuse_to_replace(folder)
     target = folder.resolve()
@@ -283,9 +285,13 @@ def _move(whole: Path, target: Path, digest: str) -> None:
 
 
 def _refuse_to_replace(folder: Path) -> None:
-    """See that there is nothing at `folder`, or nothing in it, or a bundle and no more."""
+    """See that there is nothing at `folder`, or nothing in it, or a bundle and no more.
+
+    The folder that this process is in is refused, too: its user would be left in a deleted one.
+    """
     try:
         names = {path.name for path in folder.iterdir()}
+        here = folder.samefile(".")
     except FileNotFoundError:
         return
     except OSError as error:
@@ -293,6 +299,11 @@ def _refuse_to_replace(folder: Path) -> None:
     if names and not {MANIFEST} <= names <= {*MAX_BYTES, SIGNATURE}:
         raise PullError(
             f"{folder} holds something that is not a bundle; move it, or pull to another folder"
+        )
+    if here:
+        raise PullError(
+            f"{folder} is the folder that you are in, and it is replaced in one move: "
+            "pull to it from outside"
         )
 
 

@@ -5,13 +5,15 @@ What it does is seen in processes of its own; what it refuses, more cheaply, in 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,13 @@ try:
     main()
 finally:
     print(*sys.modules, file=sys.stderr)
+"""
+BE_TERMINATED_WHILE_WRITING = """
+import signal
+from PIL import Image
+from flows.gan_command import main
+Image.Image.save = lambda *_: signal.raise_signal(signal.SIGTERM)
+main()
 """
 Gan = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -86,7 +95,7 @@ def refusal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> Callable[..., str]:
+) -> Iterator[Callable[..., str]]:
     """Runs `gan` in that folder and gives the one sentence that it ends with."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -104,7 +113,9 @@ def refusal(
         assert "\n" not in stopped.value.code
         return stopped.value.code
 
-    return run
+    before = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, before)
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
@@ -313,6 +324,7 @@ def test_signed_bundle_is_verified_with_the_key_and_an_altered_one_is_not(
         (("sample", "--to-seed", "1", "--temperature", "1"), "not allowed with argument"),
         (("sample", "--out", "a.jpg"), "does not end in .png"),
         (("sample", "--out", "no/where.png"), "there is no folder no"),
+        (("sample", "--out", f"{'a' * 300}/x.png"), "aaa: File name too long"),
         (("sample", "--bundle", "x", "--version", "1"), "not allowed with argument"),
         (("sign", "x"), "the following arguments are required: --key"),
         (("verify",), "the following arguments are required: DIR"),
@@ -339,7 +351,7 @@ def test_nonsense_is_refused_with_a_sentence(
         (("sample", "--bundle", "full"), "is not a whole bundle"),
         (("sample", "--bundle", "absent"), "is not a whole bundle"),
         (("sample", "--to-seed", "0"), "the way needs two seeds, not 0 twice"),
-        (("sample", "--out", "folder.png"), "folder.png: Is a directory"),
+        (("sample", "--out", "folder.png"), "cannot write folder.png: Is a directory"),
         (("verify", "absent"), "is not a whole bundle"),
         (("sign", "absent", "--key", "absent"), "is not a whole bundle"),
         (("rollback",), "has no former champion"),
@@ -356,6 +368,33 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert sentence in refusal(*options)
     assert sorted(folder.rglob("*")) == before, "nothing is left half done"
     assert (folder / "full" / "file").read_text() == "precious"
+
+
+def test_full_disk_is_said_with_the_file_that_was_asked_for(
+    refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill)
+    said = refusal("sample", "--bundle", str(PRETRAINED), "--num", "1", "--out", "one.png")
+    assert said == "error: cannot write one.png: No space left on device"
+    assert not list(folder.iterdir())
+
+
+def test_one_that_is_terminated_leaves_nothing_half_done(
+    folder: Path, pytestconfig: pytest.Config
+) -> None:
+    options = ("sample", "--bundle", str(PRETRAINED), "--num", "1", "--out", str(folder / "a.png"))
+    done = subprocess.run(
+        [sys.executable, "-c", BE_TERMINATED_WHILE_WRITING, *options],
+        cwd=pytestconfig.rootpath,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, "", "")
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,22 @@ def test_what_is_not_a_bundle_is_never_deleted(
     assert all((tmp_path / "to" / name).read_text() == "mine" for name in made.split("+"))
 
 
+def test_folder_that_the_user_is_in_is_not_replaced(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pull(2, tmp_path / "full")
+    for name in ("empty", "full"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        before = contents(tmp_path / name)
+        for to in (Path(), tmp_path / name):
+            with pytest.raises(PullError, match=r"the folder that you are in, .* from outside"):
+                pull(1, to)
+        assert contents(Path()) == before
+        pull(1, Path("below"))
+        assert contents(Path("below")) == contents(registry.bundle(1))
+
+
 def test_file_in_the_way_is_left(registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "to").write_text("mine")
     for to in (tmp_path / "to", tmp_path / "to" / "deeper"):
