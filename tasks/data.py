@@ -117,11 +117,14 @@ def _is_intact(path: Path) -> bool:
 def _write(path: Path, payload: bytes) -> None:
     """Write all or nothing. The lock leaves one writer, so a dead one's part is overwritten."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _attempt(

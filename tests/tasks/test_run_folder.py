@@ -97,6 +97,17 @@ def test_a_finished_run_is_not_resumed(tmp_path: Path) -> None:
         pass
 
 
+def test_a_finished_run_keeps_its_bundles_and_nothing_half_fetched(tmp_path: Path) -> None:
+    for name in ("challenger/bundle", "challenger/.bundle-0123/whole", "trials/3/.bundle-0123"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").touch()
+    (tmp_path / "trials" / "3" / ".lock").touch()
+    finish(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    kept = {"challenger", "challenger/bundle", "challenger/bundle/config.json"}
+    assert left == kept | {"trials", "trials/3"}
+
+
 def test_an_exception_keeps_what_resuming_needs(tmp_path: Path) -> None:
     interrupted(tmp_path, "of-this-flow-run", CONFIG, modified=1000)
     with pytest.raises(ZeroDivisionError), own_run_folder(tmp_path, CONFIG, resume=False) as folder:

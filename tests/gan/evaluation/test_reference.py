@@ -105,3 +105,40 @@ def test_full_disk_only_costs_time(
     found = load_reference(judge, tiny, tmp_path)
     require_equal(found, load_reference(judge, tiny))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_when_the_same_is_written(
+    judge: Judge, tiny: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[str] = []
+
+    def stop(self: Path, payload: bytes) -> int:
+        left.append(self.parent.name)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", stop)
+        first = load_reference(judge, tiny, tmp_path)
+    (tmp_path / left[0]).mkdir()
+    (tmp_path / left[0] / "part").write_bytes(b"left by one that was killed")
+    require_equal(load_reference(judge, tiny, tmp_path), first)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_one_that_is_overtaken_as_it_writes_leaves_the_other_ones_whole_file(
+    judge: Judge, tiny: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def be_overtaken(self: Path, payload: bytes) -> int:
+        monkeypatch.setattr(Path, "write_bytes", write)
+        written = self.write_bytes(payload)
+        load_reference(judge, tiny, tmp_path)
+        return written
+
+    monkeypatch.setattr(Path, "write_bytes", be_overtaken)
+    ours = load_reference(judge, tiny, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept_at = kept.stat().st_mtime_ns
+    require_equal(load_reference(judge, tiny, tmp_path), ours)
+    assert kept.stat().st_mtime_ns == kept_at, "it was whole"
