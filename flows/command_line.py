@@ -30,6 +30,7 @@ from prefect.settings import (
 
 from flows.explanation import ended_by_a_sentence, explain
 from tasks.presence import presence, untagged
+from tasks.reconciliation import read_flow_run
 from tasks.services import check
 from tasks.sweeper import MARK, watch_over
 
@@ -83,13 +84,13 @@ def _heeding_cancellation(body: Callable[..., T]) -> Callable[..., T]:
     """
 
     def heed(flow_run_id: UUID, over: Event) -> None:
-        with get_client(sync_client=True) as client:
-            while not over.wait(LOOK_EVERY_S):
-                with suppress(httpx.HTTPError):  # the server is away
-                    state = client.read_flow_run(flow_run_id).state
-                    if state and (state.is_cancelling() or state.is_cancelled()):
-                        os.kill(os.getpid(), signal.SIGTERM)
-                        return
+        while not over.wait(LOOK_EVERY_S):
+            # Errors are for the flow to meet: the server may be away for a while.
+            with suppress(httpx.HTTPError, RuntimeError), get_client(sync_client=True) as client:
+                run = read_flow_run(client, flow_run_id)
+                if run and run.state and (run.state.is_cancelling() or run.state.is_cancelled()):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
 
     @functools.wraps(body)
     def heeding(*args: Any, **kwargs: Any) -> T:

@@ -1,5 +1,6 @@
 """Training as a step, on real MNIST with tiny budgets, against a real MLflow on SQLite."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -73,6 +74,25 @@ def test_an_exception_keeps_the_last_good_checkpoint_and_leaves_no_bundle(
         train_in(tmp_path, mnist_dir, hopeless)
     assert Checkpoints(tmp_path / "checkpoints").find() == [good]
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_servers")
+def test_what_prefect_raises_in_the_middle_has_the_state_saved_first(
+    tmp_path: Path, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a run lost its slot because its machine was not heard of."""
+
+    def lose_the_slot() -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr("tasks.training.heed_pause", lose_the_slot)
+    monkeypatch.setattr(Checkpoints, "save_if_due", lambda *_: None)
+    with pytest.raises(asyncio.CancelledError):
+        train_in(tmp_path, mnist_dir)
+    kept = Checkpoints(tmp_path / "checkpoints").load(TINY, torch.device("cpu"))
+    assert kept is not None
+    assert kept.step > 0
 
 
 @pytest.mark.slow
