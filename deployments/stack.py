@@ -27,6 +27,7 @@ from honcho.environ import parse_procfile
 from honcho.manager import Manager
 from honcho.printer import Printer
 
+import flows  # noqa: F401
 from tasks.sweeper import MARK, sweep, watch_over
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,7 +126,8 @@ def settings(folder: Path, ports: Mapping[str, int], keys: Mapping[str, str]) ->
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
-        "NO_PROXY": "127.0.0.1",
+        # With loopback among them, since flows are imported.
+        **{name: os.environ[name] for name in ("NO_PROXY", "no_proxy")},
         "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['MLFLOW_PORT']}",
         "MLFLOW_ARTIFACTS_DESTINATION": f"s3://{BUCKET}/mlflow",
         "MLFLOW_S3_ENDPOINT_URL": s3,
@@ -206,7 +208,8 @@ def run(folder: Path) -> int:
     stack = Manager(Printer(sys.stdout, colour=False, prefix=False))
     for name, command in parse_procfile(PROCFILE.read_text()).processes.items():
         stack.add_process(name, command, env=environment, cwd=str(ROOT))
-    signal.signal(signal.SIGHUP, end_quietly)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, end_quietly)
     try:
         stack.loop()
     except BaseException:

@@ -30,6 +30,13 @@ _DEFAULTS = {
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
+# Whoever reaches pip's index through a proxy has servers on this machine all the same. Libraries
+# read one spelling or the other, the small one first.
+_spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+if _spared != "*" and "127.0.0.1" not in _spared.split(","):
+    _spared = f"{_spared},127.0.0.1".lstrip(",")
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = _spared
+
 # MLflow repeats its address in errors and in the log; its own variables for a login are read alone.
 _scheme, _, _rest = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")
 _login, _at, _host = _rest.partition("/")[0].rpartition("@")

@@ -109,12 +109,13 @@ def _log(mlflow_run_id: str, scores: Mapping[str, float], num_samples: int, *fil
     client = MlflowClient()
     now = int(time.time() * 1000)
     # The shares of the ten digits stay in the file: in MLflow's pages they would push aside what
-    # tells more. A run that is taken up again may have the others already.
+    # tells more. A run that is taken up again may have the others already; where they differ, as
+    # those of fewer images do, MLflow shows the later.
     known = client.get_run(mlflow_run_id).data.metrics
     metrics = [
         Metric(name, value, now, 0)
         for name, value in scores.items()
-        if not name.startswith("digit_share") and name not in known
+        if not name.startswith("digit_share") and known.get(name) != value
     ]
     client.log_batch(mlflow_run_id, metrics=metrics)
     client.set_tag(mlflow_run_id, "num_samples", num_samples)

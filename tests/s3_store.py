@@ -21,13 +21,15 @@ from botocore.config import Config
 def s3_store(folder: Path, ports: list[int]) -> Iterator[str]:
     """An S3-compatible store that keeps its data in a folder, killed at the end; its endpoint."""
     names = ("s3", "master", "volume", "filer", "admin")
-    command = [find_weed(), "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-bucket=mirrors"]
-    command += [f"-dir={folder}", "-webdav=false", "-admin.ui=false"]
+    command = [find_weed(), "-logdir=.", "mini", "-dir=.", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+    command += ["-bucket=mirrors", "-webdav=false", "-admin.ui=false"]
     command += [f"-{name}.port={port}" for name, port in zip(names, ports, strict=True)]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
+    command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
     url = f"http://127.0.0.1:{ports[0]}"
     with subprocess.Popen(
         command,
+        cwd=folder,
         env={"PATH": os.defpath, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,10 +1,12 @@
 """A stack that ends in the middle of a run."""
 
 import signal
+from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
+from deployments.stack import NUM_S3_PORTS
 from tests.deployments.local_stack import LocalStack, wait_for
 
 pytestmark = pytest.mark.slow
@@ -25,6 +27,10 @@ def test_second_start_finds_all_data_and_takes_the_run_up_again(
     wait_for(lambda: "train" in stack.tasks_of(run.id) or None, seconds=90, what="a training")
     assert stack.end(signal.SIGINT) == 130
     assert stack.processes() == []
+    # Where the S3 store has its sockets by itself, another user's could not replace them.
+    first = int(stack.variables["S3_PORT"])
+    ports = range(first, first + NUM_S3_PORTS)
+    assert [path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}*")] == []
 
     stack.start().wait_until_ready()
     assert {each.name: each.id for each in stack.prefect.read_deployments()} == before

@@ -140,6 +140,21 @@ def test_signal_while_servers_start_leaves_nothing(
 
 
 @pytest.mark.chaos
+def test_stack_goes_on_where_nohup_keeps_the_terminals_end_from_it(new_stack: LocalStack) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        new_stack.start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for_all_parts(new_stack)
+    assert new_stack.process
+    new_stack.process.send_signal(signal.SIGHUP)
+    time.sleep(3)
+    assert new_stack.process.poll() is None
+    assert new_stack.end() == 130
+
+
+@pytest.mark.chaos
 def test_kill_of_the_stack_itself_leaves_nothing(new_stack: LocalStack) -> None:
     wait_for_all_parts(new_stack.start())
     assert new_stack.end(signal.SIGKILL) == -signal.SIGKILL

@@ -278,6 +278,40 @@ def test_login_in_the_tracking_address_is_moved_where_nothing_repeats_it(tmp_pat
         assert done.stdout.rstrip("\n") == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "spared"),
+    [
+        ({}, "127.0.0.1"),
+        ({"NO_PROXY": ".corp"}, ".corp,127.0.0.1"),
+        ({"NO_PROXY": ".large", "no_proxy": "localhost,.corp"}, "localhost,.corp,127.0.0.1"),
+        ({"no_proxy": "127.0.0.1,.corp"}, "127.0.0.1,.corp"),
+        ({"no_proxy": "*"}, "*"),
+    ],
+)
+def test_no_proxy_is_asked_for_what_runs_here(
+    given: dict[str, str], spared: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    plain = {k: v for k, v in environment.items() if k.lower() != "no_proxy"}
+    script = "import os, flows; print(os.environ['no_proxy'], os.environ['NO_PROXY'])"
+    assert said_by(script, plain | given, tmp_path) == [spared] * 2
+
+
+@pytest.mark.slow
+def test_flow_without_a_server_runs_also_behind_a_proxy(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.reconcile_runs"],
+        cwd=tmp_path,
+        env={k: v for k, v in environment.items() if k.lower() != "no_proxy"} | proxies,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_mlflow_store_that_is_none_is_refused_in_a_sentence(
     train_gan: Command, tmp_path: Path
