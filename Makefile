@@ -61,8 +61,14 @@ table: $(READY) ## Make the README's first table again, in a registry of its own
 	done
 
 .PHONY: sweep
-sweep: $(READY) ## Search settings of recipe quick on this machine
-	@$(PY) -m flows.sweep_gan --space sweep.yaml --trials 8 --epochs 2
+sweep: $(READY) ## Search settings of recipe quick, or of RECIPE, on this machine: TRIALS EPOCHS SEED WORKERS RESUME
+	@$(PY) -m flows.sweep_gan --space sweep.yaml \
+	    --trials '$(or $(TRIALS),8)' \
+	    --epochs '$(or $(EPOCHS),2)' \
+	    $(if $(RECIPE),--recipe '$(RECIPE)') \
+	    $(if $(SEED),--seed '$(SEED)') \
+	    $(if $(WORKERS),--workers '$(WORKERS)') \
+	    $(if $(RESUME),--resume)
 
 .PHONY: ui
 ui: $(READY) ## Open MLflow's UI on the local store, at http://127.0.0.1:5000 or the port in MLFLOW_PORT

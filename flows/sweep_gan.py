@@ -1,6 +1,5 @@
 """Search a recipe's settings: many trainings on Dask, the best of them judged and registered."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from flows import command_line
 from flows.parameters import DeviceName, Epochs, NumSamples, RecipeName, Seed
 from gan.recipes import configure
 from gan.training import choose_device
-from tasks.dask_cluster import make_runner, require_store, run_trials
+from tasks.dask_cluster import count_workers, make_runner, require_store, run_trials
 from tasks.data import download_mnist
 from tasks.evaluation import evaluate_generator
 from tasks.packing import pack_generator
@@ -71,7 +70,8 @@ def sweep_gan(
         epochs: passes over the training images in each trial.
         seed: decides the trainings and, with one worker, also what is proposed.
         dask_address: a Dask scheduler such as tcp://host:8786; empty for workers of its own here.
-        workers: own worker processes, one trial each; empty for one a core, or one for the GPU.
+        workers: own worker processes, one trial each; empty for one a core, or one for the
+            GPU, and no more than MLflow's store takes.
         threads_per_worker: threads that one training computes with.
         memory_gib: memory that one trial may take; above it its worker is ended.
         device: where to train; auto takes CUDA, then MPS, then the CPU.
@@ -85,7 +85,7 @@ def sweep_gan(
         read_space(space) if isinstance(space, Path) else space, base
     )
     place = choose_device(device).type
-    num_workers = workers or (os.cpu_count() or 1 if place == "cpu" else 1)
+    num_workers = workers or count_workers(place, mlflow.get_tracking_uri())
     # One training at a time on this machine's GPU; workers elsewhere have slots of their own.
     slots = gpu_limits() if place != "cpu" and not dask_address else []
     if not dask_address:

@@ -8,6 +8,7 @@ from collections import deque
 from concurrent.futures import CancelledError
 
 import dask
+from dask.system import CPU_COUNT
 from dask.typing import Key
 from distributed.client import as_completed
 from distributed.scheduler import KilledWorker
@@ -32,6 +33,14 @@ SETTINGS = {
 }
 CONNECT_S, WORKERS_S = 10, 60
 """How long to wait for the scheduler at an address, and for its first worker."""
+
+
+def count_workers(device: str, tracking_uri: str) -> int:
+    """How many workers of our own to have where nobody says: one for each core that we may use,
+    but no more than MLflow's store takes; or one for the GPU."""
+    if device != "cpu":
+        return 1
+    return min(CPU_COUNT, MAX_SQLITE_WRITERS) if _is_sqlite(tracking_uri) else CPU_COUNT
 
 
 def make_runner(
@@ -174,9 +183,13 @@ def require_store(tracking_uri: str, writers: int) -> None:
     Raises:
         SweepError: it is a file of SQLite, and there are more than MAX_SQLITE_WRITERS.
     """
-    if tracking_uri.startswith("sqlite:") and writers > MAX_SQLITE_WRITERS:
+    if _is_sqlite(tracking_uri) and writers > MAX_SQLITE_WRITERS:
         raise SweepError(
             f"MLflow's store is a file of SQLite, which takes {MAX_SQLITE_WRITERS} writers at "
             f"once, not {writers}; set MLFLOW_TRACKING_URI to a server on PostgreSQL, or take "
             "fewer workers"
         )
+
+
+def _is_sqlite(tracking_uri: str) -> bool:
+    return tracking_uri.startswith("sqlite:")

@@ -1,6 +1,7 @@
 """Sweeps as a user starts them, on a real Dask scheduler and two workers."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -174,6 +175,19 @@ def test_no_trial_is_lost_or_done_twice_whoever_dies(home: Home, mnist_dir: Path
     for _ in train(state, load_mnist(mnist_dir).train):
         pass
     assert save_bundle(state.sampler, home.folder / "bundle") == trials[1].user_attrs["digest"]
+
+
+def test_make_hands_over_what_its_help_names(pytestconfig: pytest.Config) -> None:
+    def options(*given: str) -> list[str]:
+        command, bare = ["make", "--dry-run", "sweep", *given], {"PATH": os.environ["PATH"]}
+        said = subprocess.check_output(command, cwd=pytestconfig.rootpath, env=bare, text=True)
+        return shlex.split(said.partition("flows.sweep_gan")[2].replace("\\\n", ""))
+
+    always = ["--space", "sweep.yaml", "--trials"]
+    assert options() == [*always, "8", "--epochs", "2"]
+    named = ("TRIALS=1", "EPOCHS=1", "RECIPE=1", "SEED=1", "WORKERS=1", "RESUME=1")
+    given = ["1", "--epochs", "1", "--recipe", "1", "--seed", "1", "--workers", "1", "--resume"]
+    assert options(*named) == [*always, *given]
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str:

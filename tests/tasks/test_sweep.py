@@ -33,7 +33,13 @@ from flows.command_line import PATIENCE_S
 from gan.bundle import verify_bundle
 from gan.evaluation.scores import load_floors
 from gan.recipes import vanilla
-from tasks.dask_cluster import MAX_SQLITE_WRITERS, make_runner, require_store, run_trials
+from tasks.dask_cluster import (
+    MAX_SQLITE_WRITERS,
+    count_workers,
+    make_runner,
+    require_store,
+    run_trials,
+)
 from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
 from tasks.run_folder import RunFolderError, lock_of
@@ -233,6 +239,16 @@ def test_sqlite_is_refused_for_many_writers() -> None:
     require_store("http://host:5000", 1000)
     with pytest.raises(SweepError, match="takes 8 writers at once, not 9; set MLFLOW_TRACKING_URI"):
         require_store("sqlite:///mlflow.db", MAX_SQLITE_WRITERS + 1)
+
+
+def test_workers_that_nobody_asked_for_are_no_more_than_the_store_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, on_sqlite in ((2, 2), (12, MAX_SQLITE_WRITERS)):
+        monkeypatch.setattr(tasks.dask_cluster, "CPU_COUNT", cores)
+        assert count_workers("cpu", "sqlite:///mlflow.db") == on_sqlite
+        assert count_workers("cpu", "http://host:5000") == cores
+        assert count_workers("cuda", "http://host:5000") == 1
 
 
 @pytest.mark.slow
