@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import CancelledError
+from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
@@ -30,9 +31,15 @@ SETTINGS = {
     "distributed.nanny.pre-spawn-environ": {
         f"{library}_NUM_THREADS": 1 for library in ("OMP", "MKL", "OPENBLAS")
     },
+    # A terminal sends Ctrl-C to workers, too, which would close while their trials are saved.
+    "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
 }
 CONNECT_S, WORKERS_S = 10, 60
 """How long to wait for the scheduler at an address, and for its first worker."""
+LOOK_EVERY_S = 0.2
+STOP_S = 15
+"""How long trials have to save themselves when their sweep is interrupted. Half of the time that
+Prefect and Kubernetes give a process which they end."""
 
 
 def count_workers(device: str, tracking_uri: str) -> int:
@@ -79,7 +86,8 @@ def run_trials(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> None
     """Run these trials on Dask and wait for them.
 
     A trial whose worker dies runs again on another one, from its checkpoint; one that takes
-    several workers with it has failed.
+    several workers with it has failed. Where the sweep is interrupted or paused, those under way
+    are saved and end as well.
 
     Raises:
         SweepError: Dask does not answer, went away or has no worker; the store cannot take so many
@@ -87,6 +95,7 @@ def run_trials(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> None
     """
     if not numbers:
         return
+    sweep.stop_sign.unlink(missing_ok=True)
     # A flow without a lasting server has one for itself; the workers shall not make theirs.
     api_url = str(get_client(sync_client=True).api_url)
     try:
@@ -116,7 +125,7 @@ def _run(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> dict[int, 
     would be blamed for that one's death.
     """
     waiting, left = deque(numbers), dict[int, str]()
-    running: dict[Key, tuple[int, PrefectDaskFuture[None]]] = {}
+    running: dict[Key, tuple[int, PrefectDaskFuture[Any]]] = {}
     ends = as_completed(loop=runner.client.loop)  # type: ignore[no-untyped-call]
 
     def fill() -> None:
@@ -128,20 +137,38 @@ def _run(sweep: Sweep, numbers: list[int], runner: DaskTaskRunner) -> dict[int, 
             ends.add(future.wrapped_future)  # type: ignore[no-untyped-call]
 
     fill()
-    for end in ends:
-        heed_pause()
-        number, future = running.pop(end.key)
-        try:
-            future.result()
-        except KilledWorker as error:
-            deaths = error.allowed_failures + 1
-            record_death(sweep, number, f"{deaths} workers died of it: too little memory?")
-        except CancelledError:
-            raise
-        except Exception as error:
-            left[number] = str(error)
-        fill()
+    try:
+        while running:
+            heed_pause()
+            if not ends.has_ready():  # type: ignore[no-untyped-call]
+                time.sleep(LOOK_EVERY_S)
+                continue
+            number, future = running.pop(next(ends).key)
+            try:
+                future.result()
+            except KilledWorker as error:
+                deaths = error.allowed_failures + 1
+                record_death(sweep, number, f"{deaths} workers died of it: too little memory?")
+            except CancelledError:
+                raise
+            except Exception as error:
+                left[number] = str(error)
+            fill()
+    except (KeyboardInterrupt, TerminationSignal, Pause):
+        _stop(sweep, [future for _, future in running.values()])
+        raise
     return left
+
+
+def _stop(sweep: Sweep, running: list[PrefectDaskFuture[Any]]) -> None:
+    """Have trials save themselves and end, and wait for them a while.
+
+    Dask cannot interrupt them: it would kill those of our own workers, and let the others go on.
+    """
+    sweep.stop_sign.touch()
+    deadline = time.monotonic() + STOP_S
+    for future in running:
+        future.wait(max(0, deadline - time.monotonic()))
 
 
 def _connect(runner: DaskTaskRunner, sweep: Sweep) -> int:

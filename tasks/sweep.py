@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,10 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
 from gan.config import NUM_SEEDS, TrainConfig
 from gan.data import load_mnist
@@ -82,6 +86,11 @@ class Sweep:
     def trial_folder(self, number: int) -> Path:
         """The run folder of a trial."""
         return self.folder.with_name(f"{self.folder.name}-{number:04}")
+
+    @property
+    def stop_sign(self) -> Path:
+        """A file that tells the trials under way, wherever they are, to save themselves and end."""
+        return self.folder / ".stop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,19 +177,25 @@ def propose_trials(sweep: Sweep, num: int) -> list[int]:
 
     The first one is the middle of the space, to compare with. What the others try is decided
     when they start, and hangs on the scores that are known by then.
+
+    What is left of those that ended, as the process was killed a moment later, is removed.
     """
     study = open_study(sweep.folder)
     for number in range(len(study.trials), num):
         study.enqueue_trial(find_middle(sweep.distributions) if number == 0 else {})
+    for trial in study.trials:
+        if trial.state.is_finished():
+            finish(sweep.trial_folder(trial.number))
     return [trial.number for trial in study.trials if not trial.state.is_finished()]
 
 
 @task(name="trial", task_run_name="trial {number}", cache_policy=NO_CACHE)
-def run_trial(sweep: Sweep, number: int) -> None:
+def run_trial(sweep: Sweep, number: int) -> State[None] | None:
     """Train, track and score one trial; one that was begun goes on, one that ended is left alone.
 
     A trial ends whole, pruned because its early scores are worse than the median, or failed because
-    no training can do with its settings. Anything else that goes wrong leaves it to be taken up.
+    no training can do with its settings. Anything else that goes wrong leaves it to be taken up,
+    and so does the sweep's stop sign, at which it is saved and cancelled.
     """
     torch.set_num_threads(sweep.threads)
     mlflow.set_tracking_uri(sweep.tracking_uri)
@@ -188,19 +203,23 @@ def run_trial(sweep: Sweep, number: int) -> None:
     folder = sweep.trial_folder(number)
     with hold(folder, "working", PATIENCE_S):
         if study.trials[number].state.is_finished():
-            return
+            finish(folder)  # its worker may have been killed before it came to that
+            return None
         trial = begin_trial(sweep.folder, number, study)
         config = change(sweep.config, suggest(trial, sweep.distributions))
         try:
             score = _train(sweep, trial, config, folder)
         except (DivergenceError, MemoryShortage):
             study.tell(trial, state=TrialState.FAIL)
+        except TerminationSignal:
+            return Cancelled(message=f"Ended with its sweep; what was done is kept in {folder}.")
         else:
             state = TrialState.PRUNED if score is None else TrialState.COMPLETE
             os.sync()  # the power may fail, and what is complete must be on the disk
             study.tell(trial, score, state)
         finish(folder)
     get_run_logger().info("trial %d: %s", number, describe_end(study.trials[number]))
+    return None
 
 
 def begin_trial(folder: Path, number: int, study: Study) -> Trial:
@@ -233,6 +252,10 @@ def _train(sweep: Sweep, trial: Trial, config: TrainConfig, folder: Path) -> flo
         if epoch < config.epochs and trial.should_prune():
             raise TrialPruned(f"its score in epoch {epoch}, {value:.4f}, is worse than the median")
 
+    def heed_stop_sign() -> None:
+        if sweep.stop_sign.exists():
+            raise TerminationSignal(signal.SIGTERM)
+
     tags = {MLFLOW_PARENT_RUN_ID: sweep.mlflow_run_id, "trial": str(trial.number)}
     with tracked_run(config, dataset, sweep.device, folder, tags=tags) as run_id:
         trial.set_user_attr("mlflow_run_id", run_id)
@@ -245,6 +268,7 @@ def _train(sweep: Sweep, trial: Trial, config: TrainConfig, folder: Path) -> flo
                 folder,
                 settings.checkpoint_every_s,
                 look=look,
+                heed=heed_stop_sign,
             )
         except TrialPruned as error:
             _note(trial, run_id, "pruned", str(error))
@@ -296,6 +320,7 @@ def record_death(sweep: Sweep, number: int, reason: str) -> None:
         _note(Trial(study, trial_id), run_id, "failed", reason)
         MlflowClient().set_terminated(run_id, "FAILED")
     study.tell(number, state=TrialState.FAIL)
+    finish(sweep.trial_folder(number))
     get_run_logger().warning("trial %d: %s", number, reason)
 
 

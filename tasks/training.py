@@ -67,12 +67,13 @@ def train_generator(
     checkpoint_every_s: float,
     devices: int = 1,
     look: Callable[[TrainState], None] | None = None,
+    heed: Callable[[], None] = heed_pause,
 ) -> TrainedGenerator:
     """Train a generator; leaves its bundle, history and pictures in `folder` and in MLflow.
 
     Goes on from the newest checkpoint in `folder`, if there is one. Several `devices` share every
     batch. After every epoch that gets a picture, `look` is shown the state; what it raises ends
-    the training.
+    the training. So does what `heed` raises, which is called at every report; the state is saved.
 
     Raises:
         CheckpointError: that checkpoint is of another training, or the disk refuses a new one.
@@ -126,7 +127,7 @@ def train_generator(
         try:
             while progress := under_way.result():
                 show(progress)
-                heed_pause()
+                heed()
                 if progress.epoch_done:
                     journal.offer(progress)
                 under_way = steps.submit(advance)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -68,6 +70,8 @@ class Home:
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # A shell that started the tests in the background has it ignored.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             ) as process,
         ):
             try:
@@ -175,6 +179,37 @@ def test_no_trial_is_lost_or_done_twice_whoever_dies(home: Home, mnist_dir: Path
     for _ in train(state, load_mnist(mnist_dir).train):
         pass
     assert save_bundle(state.sampler, home.folder / "bundle") == trials[1].user_attrs["digest"]
+
+
+@pytest.mark.slow
+@takes_minutes_in_float32
+def test_interrupted_sweep_saves_its_trials_and_goes_on_with_them(home: Home) -> None:
+    home.environment["MNIST_GAN_CHECKPOINT_EVERY_S"] = "3600"
+    (home.folder / "space.yaml").write_text("learning_rate: [0.0001, 0.0002]")
+    long = (*SWEEP, "--workers", "1", "--trials", "1", "--epochs", "100")
+    steps = []
+    for name, number in (("ctrl-c", signal.SIGINT), ("sigterm", signal.SIGTERM)):
+        with home.process(name, *long, *(["--resume"] if steps else [])) as sweep:
+            wait_for(
+                lambda name=name: "images/s" in home.output(name) or None,
+                seconds=120,
+                what="a report of the trial",
+            )
+            if number == signal.SIGINT:  # a terminal sends it to the workers, too
+                for child in psutil.Process(sweep.pid).children(recursive=True):
+                    if any("spawn_main" in word for word in child.cmdline()):
+                        child.send_signal(number)
+            sweep.send_signal(number)
+            sweep.wait(60)
+        assert "Traceback" not in home.output(name)
+        newest, *_ = home.checkpoints(0)
+        steps.append(int(newest.name.split("-")[1]))
+        (trial,) = home.trials()
+        assert trial.state.name == "RUNNING"
+        tracked = home.tracked()
+        assert [tracked[key].info.status for key in ("", "0")] == ["KILLED"] * 2
+    assert f"going on after step {steps[0]}, from a checkpoint" in home.output("sigterm")
+    assert steps[1] > steps[0] > 0
 
 
 def test_make_hands_over_what_its_help_names(pytestconfig: pytest.Config) -> None:

@@ -25,6 +25,7 @@ from optuna import Study
 from optuna.trial import TrialState
 from PIL import Image
 from prefect import task
+from prefect.exceptions import Pause
 from prefect.logging import disable_run_logger
 from prefect.testing.utilities import prefect_test_harness
 
@@ -124,6 +125,14 @@ def sweep(tmp_path: Path) -> Sweep:
     )
 
 
+def leave_checkpoints(sweep: Sweep, number: int) -> Path:
+    """What a trial has on the disk while it runs, here in the place of a real one."""
+    checkpoints = sweep.trial_folder(number) / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / "step-1").touch()
+    return checkpoints
+
+
 def pretend(sweep: Sweep, number: int) -> dict[str, object]:
     """Do one trial as a worker does, with a score that comes from its settings; gives these."""
     study = open_study(sweep.folder, sweep.config.seed + number)
@@ -140,6 +149,15 @@ def test_first_trial_is_the_middle_and_each_is_proposed_once(sweep: Sweep) -> No
     assert pretend(sweep, 0) == find_middle(sweep.distributions)
     assert propose_trials.fn(sweep, 4) == [1, 2, 3]
     assert propose_trials.fn(sweep, 2) == [1, 2, 3]
+
+
+def test_what_an_ended_trial_left_on_the_disk_goes_when_the_sweep_goes_on(sweep: Sweep) -> None:
+    propose_trials.fn(sweep, 2)
+    pretend(sweep, 0)
+    ended, open_one = leave_checkpoints(sweep, 0), leave_checkpoints(sweep, 1)
+    assert propose_trials.fn(sweep, 2) == [1]
+    assert not ended.exists()
+    assert open_one.exists()
 
 
 def test_trial_of_a_dead_worker_is_begun_again_with_its_settings(sweep: Sweep) -> None:
@@ -212,7 +230,9 @@ def test_trial_that_takes_its_workers_with_it_has_failed(sweep: Sweep) -> None:
     run_id = new_run(EXPERIMENT)
     trial.set_user_attr("mlflow_run_id", run_id)
     trial.report(3.0, 1)
+    checkpoints = leave_checkpoints(sweep, 0)
     record_death(sweep, 0, "4 workers died of it")
+    assert not checkpoints.exists()
     begin_trial(sweep.folder, 1, open_study(sweep.folder))
     record_death(sweep, 1, "4 workers died of it")
     ended = open_study(sweep.folder).trials
@@ -262,7 +282,8 @@ def test_trial_that_is_whole_and_one_that_is_pruned(
     for number in range(1, STARTUP_TRIALS + 1):
         pretend(sweep, number)  # scores that no training reaches
     run_trial(sweep, STARTUP_TRIALS + 1)
-    run_trial(sweep, 0)  # has ended, and is left alone
+    leave_checkpoints(sweep, 0)
+    run_trial(sweep, 0)  # has ended, and is left alone, but for what a killed worker left
     trials = open_study(sweep.folder).trials
     whole, pruned = trials[0], trials[-1]
     assert whole.state == TrialState.COMPLETE
@@ -379,6 +400,35 @@ def test_each_gpu_has_one_trial_at_a_time(
     notes.sort(key=lambda note: (note["worker"], note["begin"]))
     for earlier, later in pairwise(notes):
         assert earlier["worker"] != later["worker"] or earlier["end"] <= later["begin"]
+
+
+@task(name="trial")
+def wait_for_stop(sweep: Sweep, number: int) -> None:
+    """Stands in for a training that would take a minute: ends at the stop sign, and notes it."""
+    (sweep.folder / "begun").touch()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if sweep.stop_sign.exists():
+            (sweep.folder / "stopped").touch()
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_prefect")
+def test_a_pause_does_not_wait_for_the_end_of_a_trial_but_has_it_stop(
+    sweep: Sweep, free_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pause() -> None:
+        if (sweep.folder / "begun").exists():
+            raise Pause
+
+    monkeypatch.setattr(tasks.dask_cluster, "run_trial", wait_for_stop)
+    monkeypatch.setattr(tasks.dask_cluster, "heed_pause", pause)
+    sweep.stop_sign.touch()  # that of a former pause
+    with dask_running(free_address, ["--nthreads", "1"]), pytest.raises(Pause):
+        run_trials(sweep, [0], make_runner(free_address, "cpu", 1, 3))
+    assert (sweep.folder / "stopped").exists()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from gan.parallel import PeerError
 from gan.recipes import best, vanilla
 from gan.training import DivergenceError, Progress, TrainState
 from tasks.data import DatasetRef
-from tasks.progress import describe
+from tasks.progress import describe, heed_pause
 from tasks.tracking import EXPERIMENT
 from tasks.training import MIN_STEPS_TO_COLLAPSE, check_diversity, is_picture_epoch, train_generator
 from tests.gan.test_parallel import find_peers
@@ -49,6 +49,7 @@ def train_in(
     config: TrainConfig = TINY,
     devices: int = 1,
     look: Callable[[TrainState], None] | None = None,
+    heed: Callable[[], None] = heed_pause,
 ) -> str:
     """Train as the only step of a flow; the digest of the bundle."""
     dataset = DatasetRef(folder=mnist_dir, digest=DATASET_DIGEST, sources=())
@@ -57,7 +58,7 @@ def train_in(
     @flow
     def only_train() -> str:
         return train_generator(
-            config, dataset, "cpu", run_id, folder, 0.0, devices, look=look
+            config, dataset, "cpu", run_id, folder, 0.0, devices, look=look, heed=heed
         ).digest
 
     return only_train()
@@ -86,10 +87,9 @@ def test_what_prefect_raises_in_the_middle_has_the_state_saved_first(
     def lose_the_slot() -> None:
         raise asyncio.CancelledError
 
-    monkeypatch.setattr("tasks.training.heed_pause", lose_the_slot)
     monkeypatch.setattr(Checkpoints, "save_if_due", lambda *_: None)
     with pytest.raises(asyncio.CancelledError):
-        train_in(tmp_path, mnist_dir)
+        train_in(tmp_path, mnist_dir, heed=lose_the_slot)
     kept = Checkpoints(tmp_path / "checkpoints").load(TINY, torch.device("cpu"))
     assert kept is not None
     assert kept.step > 0
