@@ -68,6 +68,7 @@ def run(flow: Flow[..., Any]) -> None:
                 # torch's optimizers and exporter want its compiler (and that wants triton), which
                 # takes over a second: while that server starts, there is a core for it.
                 Thread(target=import_module, args=["torch._dynamo"], daemon=True).start()
+                _start_temporary_server()
             flow(**parameters)
     except ParameterTypeError as error:
         faults = str(error).splitlines()[1:]
@@ -75,6 +76,20 @@ def run(flow: Flow[..., Any]) -> None:
         sys.exit("error: " + "; ".join(said))
     except CancelledRun as ended:
         sys.exit(str(ended))
+
+
+def _start_temporary_server() -> None:
+    """Start Prefect's temporary server so that Ctrl-C leaves it alone.
+
+    A terminal sends that to every process of a command, and the flow has yet to tell the server how
+    it ended.
+    """
+    # What is blocked in a thread is blocked in the processes that it starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        get_client(sync_client=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _heeding_cancellation(body: Callable[..., T]) -> Callable[..., T]:

@@ -75,6 +75,14 @@ def test_killed_before_mlflow_knows_of_it(pipeline: Pipeline) -> None:
     assert pipeline.flow_run_states() == ["CRASHED"]
 
 
+def ask_to_end(process: "subprocess.Popen[bytes]", signum: signal.Signals) -> None:
+    """Send a signal, Ctrl-C to every process of the command, as a terminal does."""
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)
+    else:
+        process.send_signal(signum)
+
+
 @takes_minutes
 @pytest.mark.parametrize("number", range(NUM_RUNS // 5))
 def test_asked_to_end_at_any_moment(
@@ -88,7 +96,7 @@ def test_asked_to_end_at_any_moment(
     rng, asked = random.Random(f"{seed}-asked-{number}"), 0
     for process in random_moments(pipeline, trials, rng, list(SECONDS)[1:]):
         asked += 1
-        process.send_signal(rng.choice((signal.SIGTERM, signal.SIGINT)))
+        ask_to_end(process, rng.choice((signal.SIGTERM, signal.SIGINT)))
         pipeline.wait(60)
         print(pipeline.output)
         if "Exception ignored in" in pipeline.output:
@@ -109,7 +117,7 @@ def test_asked_to_end_at_any_moment(
 
 
 @pytest.mark.parametrize(
-    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=takes_minutes)]
+    "signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=takes_minutes)]
 )
 def test_asked_to_end(
     signum: signal.Signals, pipeline: Pipeline, reference: Reference, trials: Trials
@@ -120,7 +128,7 @@ def test_asked_to_end(
     assert pipeline.wait_for_step("train")
     time.sleep(4)
     assert pipeline.process
-    pipeline.process.send_signal(signum)
+    ask_to_end(pipeline.process, signum)
     assert pipeline.wait(30) != 0
     assert "Finished in state Cancelled" in pipeline.output
     assert "Traceback" not in pipeline.output
