@@ -90,8 +90,9 @@ class Checkpoints:
                     Path(file.name).unlink(missing_ok=True)
                     raise
             # What lies ahead is torn: it would push out those that are whole.
-            past = [each for each in self.find() if each.name <= path.name]
-            for other in set(self.find()) - set(past[:NUM_KEPT]):
+            found = self.find()
+            past = [each for each in found if each.name <= path.name]
+            for other in set(found) - set(past[:NUM_KEPT]):
                 other.unlink(missing_ok=True)
             # Left by a process that was killed while it wrote.
             for torn in self.folder.glob(".*"):

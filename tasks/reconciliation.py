@@ -260,7 +260,8 @@ def take_up_crashed_runs() -> None:
 
 
 def count_starts(prefect: SyncPrefectClient, run: FlowRun) -> int:
-    """How often a run was started; not how often it was said to run, as one is that was silent."""
+    """How often a run was started by itself: without a user's retries, and without those times when
+    it was only said to run, as after a silence."""
     states = prefect.read_flow_run_states(run.id)
     return 1 + sum(state.name == "AwaitingRetry" for state in states)
 
