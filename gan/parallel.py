@@ -156,6 +156,9 @@ def _join(kind: str, rank: int, num: int, folder: Path) -> None:
     # Processes of one machine meet in a file: nothing listens for others to come.
     store = distributed.FileStore(str(folder / ".meeting"), num)  # type: ignore[attr-defined]
     backend = "nccl" if kind == "cuda" else "gloo"
+    # A group that did not come about keeps its number, which is part of all that is written in the
+    # file; in a new peer the count begins at 0, and neither would find the other.
+    distributed.distributed_c10d._world.group_count = 0
     distributed.init_process_group(
         backend, store=store, rank=rank, world_size=num, timeout=timedelta(seconds=SILENCE_S)
     )

@@ -132,7 +132,7 @@ def test_kubernetes_job_asks_for_a_gpu_and_a_secret_environment() -> None:
 def test_procfile_names_programs_that_are_installed() -> None:
     scripts = {script.name for script in entry_points(group="console_scripts")} | {"weed", "python"}
     for line in PROCFILE.read_text().splitlines():
-        name, _, command = line.partition(": exec ")
+        name, command = re.split(r": (?:cd \S+ && )?exec ", line)
         program, *rest = command.split()
         assert name
         assert program in scripts

@@ -232,6 +232,25 @@ def test_peer_that_does_not_join_is_not_waited_for_without_end(
 
 
 @pytest.mark.slow
+def test_a_training_begins_after_another_whose_peer_did_not_join(
+    mnist_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a flow that is retried: in the same process, with new peers."""
+    monkeypatch.setattr(parallel, "SILENCE_S", 20.0)
+    with monkeypatch.context() as patched:
+        use_as_peer("echo ready", tmp_path, patched)
+        patched.setattr(parallel, "SILENCE_S", 1.0)
+        with (
+            pytest.raises(PeerError),
+            share_out(TrainState(CONFIGS["conv"], CPU), 2, mnist_dir, tmp_path),
+        ):
+            pytest.fail("it began")
+    with share_out(TrainState(CONFIGS["conv"], CPU), 2, mnist_dir, tmp_path) as check:
+        check()
+        assert torch.distributed.get_world_size() == 2
+
+
+@pytest.mark.slow
 @pytest.mark.chaos
 @pytest.mark.parametrize("at_work", [False, True])
 def test_no_peer_outlives_the_first_process(
