@@ -8,12 +8,13 @@ import torch
 from gan.recipes import vanilla
 from gan.training import uses_bfloat16
 
-_in_a_hurry = not os.environ.get("CHAOS_RUNS")
+in_a_hurry = not os.environ.get("CHAOS_RUNS")
+"""Where failures are tried in three minutes, not in hours."""
 
-takes_minutes = pytest.mark.skipif(_in_a_hurry, reason="waits for minutes: make chaos")
+takes_minutes = pytest.mark.skipif(in_a_hurry, reason="waits for minutes: make chaos")
 
 takes_minutes_in_float32 = pytest.mark.skipif(
-    _in_a_hurry and not uses_bfloat16(vanilla(), torch.device("cpu")),
+    in_a_hurry and not uses_bfloat16(vanilla(), torch.device("cpu")),
     reason="trains for minutes on a processor without bfloat16 products: make chaos",
 )
 """Also marked `chaos`, so that `make chaos` has it everywhere."""

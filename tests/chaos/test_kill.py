@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.conftest import Trials
-from tests.chaos.pipeline import ENOUGH_S, SECONDS, Pipeline, Reference, check_result, kill
+from tests.chaos.pipeline import ENOUGH_S, STEPS, Pipeline, Reference, check_result, kill
 from tests.deployments.local_stack import wait_for
 from tests.long import takes_minutes
 
@@ -20,14 +20,18 @@ KILLS_A_RUN = 5 if NUM_RUNS > 1 else 2
 
 
 def random_moments(
-    pipeline: Pipeline, trials: Trials, rng: random.Random, steps: list[str]
+    pipeline: Pipeline,
+    trials: Trials,
+    rng: random.Random,
+    steps: list[str],
+    seconds: dict[str, float],
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Start a run and come to a random moment of some step of it, several times.
 
-    Ends early where a run is over before.
+    A step takes so many seconds when nothing happens. Ends early where a run is over before.
     """
     for step in sorted(rng.choices(steps, k=KILLS_A_RUN), key=steps.index):
-        delay_s = rng.uniform(0, SECONDS[step])
+        delay_s = rng.uniform(0, seconds[step])
         print(f"{delay_s:.2f} s into {step}")
         pipeline.start()
         if not pipeline.wait_for_step(step):
@@ -49,8 +53,8 @@ def test_killed_at_any_moment(
     A run is killed several times, in any of its steps, and started again each time.
     """
     print(f"seed {seed}, run {number}")
-    killed = 0
-    for _ in random_moments(pipeline, trials, random.Random(f"{seed}-{number}"), list(SECONDS)):
+    rng, killed = random.Random(f"{seed}-{number}"), 0
+    for _ in random_moments(pipeline, trials, rng, STEPS, reference.seconds):
         killed += 1
         kill(pipeline)
         if pipeline.is_done():
@@ -94,7 +98,7 @@ def test_asked_to_end_at_any_moment(
     """
     print(f"seed {seed}, run {number}")
     rng, asked = random.Random(f"{seed}-asked-{number}"), 0
-    for process in random_moments(pipeline, trials, rng, list(SECONDS)[1:]):
+    for process in random_moments(pipeline, trials, rng, STEPS[1:], reference.seconds):
         asked += 1
         ask_to_end(process, rng.choice((signal.SIGTERM, signal.SIGINT)))
         pipeline.wait(60)
@@ -126,7 +130,7 @@ def test_asked_to_end(
     trials.begin()
     pipeline.start()
     assert pipeline.wait_for_step("train")
-    time.sleep(4)
+    time.sleep(2)
     assert pipeline.process
     ask_to_end(pipeline.process, signum)
     assert pipeline.wait(30) != 0

@@ -19,6 +19,7 @@ from tests.chaos.conftest import Trials
 from tests.chaos.pipeline import (
     COMMAND,
     GAN,
+    NUM_EPOCHS,
     Pipeline,
     Reference,
     check_result,
@@ -30,7 +31,7 @@ from tests.long import takes_minutes
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos, takes_minutes]
 
-CONFIG = configure("vanilla", epochs=2, batch_size=2000)
+CONFIG = configure("vanilla", epochs=NUM_EPOCHS, batch_size=2000)
 """What `pipeline.PARAMETERS` ask for."""
 
 

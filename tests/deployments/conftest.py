@@ -10,6 +10,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 
 from tests.deployments.local_stack import LocalStack, wait_for
+from tests.prefect_home import prefect_home
 
 TINY = {"recipe": "vanilla", "epochs": 1, "batch_size": 1000, "num_samples": 200, "seed": 7}
 FOR_SHOW = {"recipe": "quick", "seed": 7}
@@ -39,6 +40,7 @@ def stack(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         # A schedule that is added to a deployment waits for this loop; the usual 60 s are too long.
         PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS="5",
     )
+    prefect_home(stack.folder / "prefect")
     try:
         yield stack.start().wait_until_ready()
     finally:

@@ -28,11 +28,13 @@ from gan.recipes import configure
 from gan.training import TrainState, train
 from tasks.tracking import EXPERIMENT
 from tests.deployments.local_stack import free_ports, wait_for
-from tests.long import takes_minutes, takes_minutes_in_float32
+from tests.long import in_a_hurry, takes_minutes, takes_minutes_in_float32
+from tests.prefect_home import prefect_home
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
-PARAMETERS = {"recipe": "vanilla", "epochs": 8, "batch_size": 1000, "num_samples": 200}
+NUM_EPOCHS = 1 if in_a_hurry else 8
+PARAMETERS = {"recipe": "vanilla", "batch_size": 1000, "num_samples": 200, "epochs": NUM_EPOCHS}
 SEED = 1
 ENOUGH_S = 900
 """For a whole training that was disturbed, on a slow machine."""
@@ -52,7 +54,7 @@ class SharedServer:
         self.variables = kept | {
             "HOME": str(home),
             "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
-            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_HOME": prefect_home(home / "prefect"),
             "PREFECT_API_URL": self.url,
             "PREFECT_SERVER_API_PORT": port,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -202,9 +204,7 @@ def _environment(process: psutil.Process) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def undisturbed(mnist_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights that the same training ends with where nothing happens to it."""
-    config = configure(
-        "vanilla", epochs=PARAMETERS["epochs"], batch_size=PARAMETERS["batch_size"], seed=SEED
-    )
+    config = configure("vanilla", epochs=NUM_EPOCHS, batch_size=1000, seed=SEED)
     state = TrainState(config, torch.device("cpu"))
     for _ in train(state, load_mnist(mnist_dir, "cpu").train):
         pass
@@ -221,7 +221,7 @@ def check_result(shared: SharedServer, run: FlowRun, undisturbed: bytes) -> None
     (tracked,) = shared.mlflow.search_runs([experiment.experiment_id], tag)
     assert tracked.info.status == "FINISHED"
     points = shared.mlflow.get_metric_history(tracked.info.run_id, "d_loss")
-    assert [point.step for point in points] == list(range(1, PARAMETERS["epochs"] + 1))
+    assert [point.step for point in points] == [*range(1, NUM_EPOCHS + 1)]
     assert len(shared.mlflow.search_model_versions(f"run_id = '{tracked.info.run_id}'")) == 1
     folder = shared.home / "runs" / str(run.id)
     assert (folder / "bundle" / WEIGHTS).read_bytes() == undisturbed
@@ -241,13 +241,8 @@ def test_server_that_restarts_in_mid_run_costs_nothing(
     assert finished.run_count == 1
 
 
-@pytest.mark.parametrize(
-    "signum",
-    [
-        pytest.param(signal.SIGKILL, marks=takes_minutes_in_float32),
-        pytest.param(signal.SIGTERM, marks=takes_minutes),
-    ],
-)
+@takes_minutes
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
 def test_run_goes_on_from_its_checkpoint_when_the_worker_is_back(
     shared: SharedServer, undisturbed: bytes, signum: signal.Signals
 ) -> None:

@@ -28,6 +28,7 @@ from gan.training import TrainState, train
 from tasks.registry import TAGS_OF_THE_RUN, register_generator
 from tasks.training import TrainedGenerator
 from tests.mlflow_store import mlflow_store
+from tests.prefect_home import prefect_home
 
 NAME = "mnist-gan-generator"
 PROMOTE = """
@@ -97,7 +98,7 @@ def test_better_one_is_promoted_and_an_equal_and_a_worse_one_are_not(
         | {
             "PYTHONPATH": str(pytestconfig.rootpath),
             "MNIST_GAN_DATA_DIR": str(mnist_dir.parent),
-            "PREFECT_HOME": str(folder / ".prefect"),
+            "PREFECT_HOME": prefect_home(folder / ".prefect"),
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(PATIENCE_S),
         },
         capture_output=True,

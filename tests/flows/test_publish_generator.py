@@ -14,6 +14,7 @@ from flows.publish_generator import publish_generator
 from gan.bundle import read_bundle
 from tasks.pulling import open_store, pull
 from tasks.tracking import MODEL_NAME
+from tests.prefect_home import prefect_home
 from tests.registry import Registry, register_two
 from tests.s3_store import free_ports, s3_store
 
@@ -48,7 +49,7 @@ def publish(
         environment = kept | {
             "HOME": str(home),
             "PYTHONPATH": str(pytestconfig.rootpath),
-            "PREFECT_HOME": str(home / ".prefect"),
+            "PREFECT_HOME": prefect_home(home / ".prefect"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{registered.folder}/mlflow.db",
             "AWS_ENDPOINT_URL_S3": url,
             "AWS_ACCESS_KEY_ID": "key",

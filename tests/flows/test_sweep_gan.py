@@ -29,8 +29,9 @@ from gan.training import TrainState, train
 from tasks.search_space import change
 from tasks.sweep import SCORE, open_study
 from tests.deployments.local_stack import wait_for
-from tests.long import takes_minutes_in_float32
+from tests.long import takes_minutes, takes_minutes_in_float32
 from tests.mlflow_store import mlflow_store
+from tests.prefect_home import prefect_home
 
 # The middle, which is tried first, ends in no numbers; what else is tried with this seed does not.
 SPACE = """
@@ -54,7 +55,7 @@ class Home:
             "PYTHONPATH": str(root),
             "MNIST_GAN_DATA_DIR": str(mnist_dir.parent),
             "MNIST_GAN_CHECKPOINT_EVERY_S": "0",
-            "PREFECT_HOME": str(folder / ".prefect"),
+            "PREFECT_HOME": prefect_home(folder / ".prefect"),
             "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
         }
         (folder / "space.yaml").write_text(SPACE)
@@ -123,7 +124,7 @@ def home(mnist_dir: Path, tmp_path: Path, pytestconfig: pytest.Config) -> Iterat
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@takes_minutes_in_float32
+@takes_minutes
 def test_no_trial_is_lost_or_done_twice_whoever_dies(home: Home, mnist_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"

@@ -27,7 +27,7 @@ from tasks.progress import describe, heed_pause
 from tasks.tracking import EXPERIMENT
 from tasks.training import MIN_STEPS_TO_COLLAPSE, check_diversity, is_picture_epoch, train_generator
 from tests.gan.test_parallel import find_peers
-from tests.long import takes_minutes_in_float32
+from tests.long import takes_minutes
 from tests.mlflow_store import mlflow_store, new_run
 
 TINY = replace(vanilla(), epochs=1, batch_size=5000)
@@ -107,7 +107,7 @@ def test_a_training_taken_up_at_its_end_only_writes_the_bundle_again(
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@takes_minutes_in_float32
+@takes_minutes
 @pytest.mark.usefixtures("_servers")
 def test_two_devices_learn_as_one_does_and_go_on_after_a_peer_was_killed(
     tmp_path: Path, mnist_dir: Path
