@@ -2,6 +2,7 @@
 
 import gc
 import os
+import ssl
 import sys
 from urllib.parse import unquote
 
@@ -45,6 +46,13 @@ if _scheme in ("http", "https") and _at:
     os.environ["MLFLOW_TRACKING_URI"] = f"{_scheme}://{_rest.removeprefix(f'{_login}@')}"
     os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(_user))
     os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(_password))
+
+# Libraries fail without saying this name, Prefect in the middle of its import.
+if _certificates := os.environ.get("SSL_CERT_FILE"):
+    try:
+        ssl.create_default_context(cafile=_certificates)
+    except OSError as error:
+        sys.exit(f"error: SSL_CERT_FILE={_certificates}: {error.strerror}")
 
 sys.excepthook = say_where_imports_end
 

@@ -108,6 +108,22 @@ def test_setting_that_prefect_refuses_is_said_in_a_sentence(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file or directory"), (b"none", "[X509: NO_CERTIFICATE_OR_CRL_FOUND]")],
+)
+def test_certificates_that_cannot_be_read_are_said_in_a_sentence(
+    content: bytes | None, reason: str, train_gan: Command, tmp_path: Path
+) -> None:
+    if content:
+        (tmp_path / "ours.pem").write_bytes(content)
+    done = train_gan(tmp_path, *TINY, SSL_CERT_FILE="ours.pem")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: SSL_CERT_FILE=ours.pem: {reason}")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     "command",
     [("-m", "flows.train_gan"), ("-c", "from flows.gan_command import main; main()", "versions")],
     ids=["flow", "gan"],
