@@ -19,6 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from gan.config import TrainConfig
 from gan.evaluation.judge import JUDGE_ID
 from gan.evaluation.scores import Scores, metric_rows, score_rows
+from tasks.aliases import find_holders
 from tasks.evaluation import Findings
 from tasks.pages import is_web_address
 from tasks.promotion import Decision
@@ -160,9 +161,13 @@ def score_table(
 
 
 def champion_scores(client: MlflowClient, judge: str, num_samples: int) -> dict[str, str]:
-    """The champion's scores as its tags say them; nothing where they do not compare."""
-    aliased = client.get_model_version_by_alias(MODEL_NAME, "champion")
-    tags: dict[str, str] = client.get_model_version(MODEL_NAME, aliased.version).tags
+    """The champion's scores as its tags say them; nothing where they do not compare, or where there
+    is no champion: anybody may take that name away, or delete its version.
+    """
+    champion = find_holders(client).get("champion")
+    if champion is None:
+        return {}
+    tags: dict[str, str] = client.get_model_version(MODEL_NAME, str(champion)).tags
     same = (tags.get("judge"), tags.get("num_samples")) == (judge, str(num_samples))
     return tags if same else {}
 

@@ -4,13 +4,15 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 
 from gan.evaluation.scores import load_floors, score_rows
 from tasks.evaluation import Findings
 from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
-from tasks.reporting import artifact_address, findings_page, page, summary
+from tasks.reporting import artifact_address, champion_scores, findings_page, page, summary
+from tasks.tracking import MODEL_NAME
 from tasks.training import TrainedGenerator
 
 DECISION = Decision(version=3, champion=2, promoted=False, reason="it is no better")
@@ -80,6 +82,17 @@ def test_findings_stand_beside_the_champion_and_what_real_images_get() -> None:
     assert "| 0.9700 |  | 0.9964 |" in lines["synthetic_accuracy"]
     assert "the mean of 3 draws" in text
     assert "digit_share" not in text
+
+
+@pytest.mark.usefixtures("registry")
+def test_champions_scores_are_its_tags_where_there_is_one_that_compares() -> None:
+    client, floors = MlflowClient(), load_floors()
+    client.set_model_version_tag(MODEL_NAME, "1", "judge", floors.judge)
+    tags = champion_scores(client, floors.judge, floors.num_samples)
+    assert tags["frechet_distance"] == f"{floors.frechet_distance:.4f}"
+    assert champion_scores(client, floors.judge, 500) == {}
+    client.delete_registered_model_alias(MODEL_NAME, "champion")
+    assert champion_scores(client, floors.judge, floors.num_samples) == {}
 
 
 @pytest.mark.parametrize("alias", ["champion", "challenger"])
