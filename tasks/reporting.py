@@ -206,6 +206,7 @@ def note(scores: Scores, experiment_id: str, mlflow_run_id: str) -> str:
 
 def artifact_address(uri: str) -> str:
     """Where artifacts really lie, if this machine knows the store behind a server that proxies."""
-    store = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
+    store = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", "").rstrip("/")
     address = urlsplit(uri)
-    return f"{store}{address.path}" if store and address.scheme == "mlflow-artifacts" else uri
+    proxied = store and address.scheme == "mlflow-artifacts"
+    return without_password(f"{store}{address.path}" if proxied else uri)

@@ -105,12 +105,19 @@ def test_next_line_names_the_alias_given(alias: str, tmp_path: Path) -> None:
 def test_files_behind_a_proxying_server_are_named_where_they_lie(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", "s3://gan-models/mlflow")
-    for proxied in (
-        "mlflow-artifacts:/1/abc/artifacts",
-        "mlflow-artifacts://host:5000/1/abc/artifacts",
-    ):
-        assert artifact_address(proxied) == "s3://gan-models/mlflow/1/abc/artifacts"
+    for store in ("s3://gan-models/mlflow", "s3://gan-models/mlflow/"):
+        monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", store)
+        for proxied in (
+            "mlflow-artifacts:/1/abc/artifacts",
+            "mlflow-artifacts://host:5000/1/abc/artifacts",
+        ):
+            assert artifact_address(proxied) == "s3://gan-models/mlflow/1/abc/artifacts"
     assert artifact_address("s3://other/1/abc") == "s3://other/1/abc"
     monkeypatch.delenv("MLFLOW_ARTIFACTS_DESTINATION")
     assert artifact_address("mlflow-artifacts:/1/abc") == "mlflow-artifacts:/1/abc"
+
+
+def test_password_of_the_store_of_files_is_on_no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert artifact_address("ftp://me:secret@host/1/abc") == "ftp://host/1/abc"
+    monkeypatch.setenv("MLFLOW_ARTIFACTS_DESTINATION", "sftp://me:secret@host/mlflow")
+    assert artifact_address("mlflow-artifacts:/1/abc") == "sftp://host/mlflow/1/abc"
