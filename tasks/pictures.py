@@ -75,6 +75,11 @@ def save_animation(sheets: Sequence[Path], path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
+def find_sheets(folder: Path) -> list[Path]:
+    """The sheets in a run's folder, by epoch: as text, epoch-10000 would come before epoch-9500."""
+    return sorted((folder / "samples").glob("epoch-*.png"), key=epoch_of)
+
+
 def epoch_of(sheet: Path) -> int:
     """The epoch in the name of a sheet, `epoch-0012.png`."""
     return int(sheet.stem.removeprefix("epoch-"))

@@ -22,6 +22,7 @@ from gan.evaluation.scores import Scores, metric_rows, score_rows
 from tasks.aliases import find_holders
 from tasks.evaluation import Findings
 from tasks.pages import is_web_address
+from tasks.pictures import find_sheets
 from tasks.promotion import Decision
 from tasks.registry import RegisteredVersion
 from tasks.run_view import QUERY
@@ -55,9 +56,8 @@ def report(
     description = note(scores, experiment_id, mlflow_run_id)
     client.set_tag(mlflow_run_id, MLFLOW_RUN_NOTE, description)
     print(summary(title, trained, scores, version, decision, mlflow_run_id, folder))  # noqa: T201
-    last_sheet = max((folder / "samples").glob("*.png"))
     create_markdown_artifact(
-        markdown=page(title, scores, champion, links, last_sheet),
+        markdown=page(title, scores, champion, links, find_sheets(folder)[-1]),
         key="generator",
         description=title,
     )

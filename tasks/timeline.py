@@ -11,7 +11,7 @@ from gan.config import TrainConfig
 from gan.evaluation.scores import Scores, explain, score_rows
 from tasks.pages import Film, write_page
 from tasks.pages.charts import LOSS_NOTE, PROBABILITY_NOTE, Chart, Series, curves_at
-from tasks.pictures import epoch_of
+from tasks.pictures import epoch_of, find_sheets
 from tasks.tracking import describe, flat_parameters
 
 
@@ -38,14 +38,14 @@ def save_timeline(
     """
     curves = pd.read_csv(folder / "history.csv").set_index("epoch")
     curves = curves[["d_loss", "g_loss", "d_real", "d_fake"]]
-    sheets = {epoch_of(sheet): sheet for sheet in sorted((folder / "samples").glob("epoch-*.png"))}
-    epochs = sorted(sheets)
+    sheets = find_sheets(folder)
+    epochs = [epoch_of(sheet) for sheet in sheets]
     title = describe(config)
     film = Film(
         name=title,
         conditional=config.networks.num_classes > 0,
         epochs=epochs,
-        sheets=[sheets[epoch] for epoch in epochs],
+        sheets=sheets,
         values=curves_at(curves, epochs),
     )
     rows = [(*row, explain(row[0]).better) for row in score_rows(scores)]

@@ -27,7 +27,7 @@ from gan.sampling import ANY_DIGIT, draw, draw_sheet
 from gan.training import DivergenceError, Progress, TrainState, train
 from tasks.data import DatasetRef
 from tasks.journal import open_journal, sheet_path
-from tasks.pictures import enlarge, plot_losses, save_animation
+from tasks.pictures import enlarge, find_sheets, plot_losses, save_animation
 from tasks.progress import heed_pause, live_progress
 
 SHEET_SEED = 0
@@ -142,7 +142,7 @@ def train_generator(
     curves = pd.DataFrame(asdict(progress) for progress in state.history)
     curves.to_csv(folder / "history.csv", index=False)
     plot_losses(curves, folder / "losses.png")
-    save_animation(sorted((folder / "samples").glob("*.png")), folder / "progress.gif")
+    save_animation(find_sheets(folder), folder / "progress.gif")
     enlarge(sheet_path(folder, config.epochs), folder / "samples.png")
     for artifact in ("history.csv", "losses.png", "progress.gif", "samples.png"):
         MlflowClient().log_artifact(mlflow_run_id, str(folder / artifact))

@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tasks.pictures import ANIMATION_SCALE, SCALE, enlarge, epoch_of, plot_losses, save_animation
+from tasks.journal import sheet_path
+from tasks.pictures import (
+    ANIMATION_SCALE,
+    SCALE,
+    enlarge,
+    epoch_of,
+    find_sheets,
+    plot_losses,
+    save_animation,
+)
 
 
 @pytest.fixture
@@ -47,6 +56,14 @@ def test_animation_has_a_frame_a_sheet_and_rests_on_the_last(
 def test_epoch_is_read_from_the_name() -> None:
     assert epoch_of(Path("7") / "epoch-0012.png") == 12
     assert epoch_of(Path("epoch-12345.png")) == 12345
+
+
+def test_sheets_come_by_epoch_however_many_digits_it_has(tmp_path: Path) -> None:
+    sheets = [sheet_path(tmp_path, epoch) for epoch in (0, 2, 10, 9500, 10_000, 100_000)]
+    sheets[0].parent.mkdir()
+    for sheet in (*reversed(sheets), sheets[0].with_suffix(".part")):
+        sheet.touch()
+    assert find_sheets(tmp_path) == sheets
 
 
 @pytest.mark.parametrize("num_epochs", [1, 2, 500])
