@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from PIL import Image
 
 from gan.errors import UserError
 from gan.evaluation.scores import METRICS, Scores, explain, score_rows
@@ -71,8 +72,8 @@ def compare(names: Sequence[str], out: Path, log: bool) -> Path:
         log: whether to leave the page among the artifacts of each run, too.
 
     Raises:
-        CompareError: a name means no run, two mean the same, a run has no pictures or no curves,
-            there are too few or too many, or the file cannot be written.
+        CompareError: a name means no run, two mean the same, a run has no pictures or no curves or
+            damaged ones, there are too few or too many, or the file cannot be written.
         VersionError: there is no such version or alias; says which there are.
     """
     if not 2 <= len(names) <= MAX_RUNS:
@@ -147,7 +148,7 @@ def read_run(client: MlflowClient, run_id: str, name: str) -> Compared:
     """All that the page shows of a run, but for the pictures themselves.
 
     Raises:
-        CompareError: there is no such run, or nothing of it to see.
+        CompareError: there is no such run, or nothing of it to see, or its scores are damaged.
     """
     try:
         run = client.get_run(run_id)
@@ -189,8 +190,12 @@ def read_evaluations(client: MlflowClient, run: Run, version: ModelVersion | Non
     """
     again: list[Run] = []
     if version:
+        # Numbers begin anew where the registered model is deleted: what was scored before this
+        # version was made is of another generator.
         again = client.search_runs(
-            [run.info.experiment_id], f"tags.model_version = '{version.version}'"
+            [run.info.experiment_id],
+            f"tags.model_version = '{version.version}' "
+            f"and attributes.start_time >= {version.creation_timestamp}",
         )
     own = read_json(client, run, "scores.json")
     later = [read_json(client, each, "examination.json") or {"scores": []} for each in again]
@@ -200,12 +205,19 @@ def read_evaluations(client: MlflowClient, run: Run, version: ModelVersion | Non
 
 
 def read_json(client: MlflowClient, run: Run, name: str) -> dict[str, Any] | None:
-    """A run's artifact, if it is there."""
+    """A run's artifact, if it is there.
+
+    Raises:
+        CompareError: it is no JSON.
+    """
     if name not in [file.path for file in client.list_artifacts(run.info.run_id)]:
         return None
     with TemporaryDirectory() as scratch:
         path = Path(client.download_artifacts(run.info.run_id, name, scratch))
-        content: dict[str, Any] = json.loads(path.read_text())
+        try:
+            content: dict[str, Any] = json.loads(path.read_text())
+        except ValueError:
+            raise CompareError(f"{name} of run {run.info.run_name} is damaged") from None
         return content
 
 
@@ -216,7 +228,11 @@ def _protocol(scores: Scores) -> tuple[str, int, str]:
 def fetch_sheets(
     client: MlflowClient, run: Compared, epochs: Sequence[int], folder: Path
 ) -> list[Path]:
-    """Download the run's sheets of these epochs."""
+    """Download the run's sheets of these epochs.
+
+    Raises:
+        CompareError: one is no whole picture; its process may be writing it.
+    """
     run_id = run.run.info.run_id
     place = folder / run_id
     place.mkdir()
@@ -224,6 +240,12 @@ def fetch_sheets(
         epoch: Path(client.download_artifacts(run_id, run.sheets[epoch], str(place)))
         for epoch in set(epochs)
     }
+    for sheet in fetched.values():
+        try:
+            with Image.open(sheet) as picture:
+                picture.load()
+        except (OSError, SyntaxError):  # the latter where a part of a PNG file is broken
+            raise CompareError(f"{sheet.name} of run {run.name} is damaged") from None
     return [fetched[epoch] for epoch in epochs]
 
 

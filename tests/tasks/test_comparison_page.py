@@ -146,6 +146,40 @@ def test_page_is_logged_to_each_run_if_asked(store: Store, tmp_path: Path) -> No
         assert files == [f"{ARTIFACT_FOLDER}/both.html"]
 
 
+def test_evaluations_of_a_former_version_of_that_number_are_of_another_generator(
+    store: Store, tmp_path: Path
+) -> None:
+    """Numbers begin anew where the registered model is deleted and made again."""
+    content = {"scores": [asdict(replace(load_floors(), frechet_distance=77.0))]}
+    former = store.client.create_run(store.experiment, start_time=1, tags={"model_version": "1"})
+    store.client.log_dict(former.info.run_id, content, "examination.json")
+    page = compare(["1", store.vanilla], tmp_path / "page.html", log=False).read_text()
+    assert "77.0" not in page
+
+
+@pytest.mark.parametrize("name", ["sheet", "sheet's end", "scores.json"])
+def test_damaged_file_of_a_run_is_named(name: str, store: Store, tmp_path: Path) -> None:
+    """As where another process is writing it."""
+    client, copied = store.client, store.client.get_run(store.vanilla)
+    run_id = client.create_run(store.experiment, run_name="damaged").info.run_id
+    for curve in CURVES:
+        points = client.get_metric_history(copied.info.run_id, curve)
+        client.log_batch(run_id, metrics=points)
+    file = tmp_path / "images" / "samples%step%1%timestamp%1%x.png"
+    file.parent.mkdir()
+    Image.new("L", (302, 302)).save(file)
+    whole = file.read_bytes()
+    file.write_bytes({"sheet": b"", "sheet's end": whole[:-100]}.get(name, whole))
+    client.log_artifact(run_id, str(file), "images")
+    named = "samples%step%1%"
+    if name == "scores.json":
+        client.log_text(run_id, "{", name)
+        named = name
+    with pytest.raises(UserError, match=f"^{named}.* of run damaged is damaged$"):
+        compare([run_id, store.quick], tmp_path / "page.html", log=False)
+    assert not list(tmp_path.glob("*page.html*"))
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
