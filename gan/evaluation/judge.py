@@ -101,7 +101,7 @@ def read_card(folder: Path = JUDGE_FOLDER) -> dict[str, Any]:
     path = folder / f"{JUDGE_ID}.json"
     try:
         card: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no JSON, or not even text
         raise JudgeError(
             f"cannot read the judge's card {path}; restore it from the repository"
         ) from error

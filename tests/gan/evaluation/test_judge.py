@@ -70,6 +70,13 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
         load_judge(folder=folder)
 
 
+@pytest.mark.parametrize("card", [b"", b"{", b"\xff{}"])
+def test_a_damaged_card_is_named(folder: Path, card: bytes) -> None:
+    (folder / FILES[1]).write_bytes(card)
+    with pytest.raises(JudgeError, match=FILES[1]):
+        load_judge(folder=folder)
+
+
 def test_the_card_of_another_judge_is_refused(folder: Path) -> None:
     (folder / FILES[1]).write_text('{"id": "mnist-judge-0"}')
     with pytest.raises(JudgeError, match="mnist-judge-0"):
