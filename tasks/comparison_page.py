@@ -1,4 +1,4 @@
-"""Runs side by side: one page with the same noise through each generator at the same epochs."""
+"""Runs side by side: one page with what each generator draws from the same seed, by epoch."""
 
 from __future__ import annotations
 

@@ -125,10 +125,10 @@ def bootstrap_difference(
     """The interval of F(challenger, real) - F(champion, real), F being the Frechet distance.
 
     Each replicate draws as many rows again, with replacement. The two sets of drawings are
-    resampled by the same rows: row by row they had the same digit and noise, so what they share
-    cancels. The real images are resampled too, once for both: they are a sample of the digits
-    themselves, and without that the interval of two equals with different faults left 0 out in
-    one case of four instead of one of twenty.
+    resampled by the same rows: row by row they had the same digit, and the same noise if they take
+    as many numbers of it, so what they share cancels. The real images are resampled too, once for
+    both: they are a sample of the digits themselves, and without that the interval of two equals
+    with different faults left 0 out in one case of four instead of one of twenty.
 
     A resampled set lies further away than the set itself, as that lies further away than the whole
     distribution; in the difference only what the two biases differ by is left. The basic

@@ -101,6 +101,7 @@ def test_run_is_named_by_id_version_or_alias(name: str, store: Store, tmp_path: 
     assert "vanilla, 2 epochs, seed 0" in page
     assert "never told which digit to draw" in page
     assert "Each version was evaluated once" in page
+    assert "draws from the same seed" in page, "not from the same noise: one takes more of it"
 
 
 def test_same_epochs_are_shown_and_then_the_ends(store: Store, tmp_path: Path) -> None:
