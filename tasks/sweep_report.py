@@ -79,7 +79,8 @@ def make_table(study: Study, finals: dict[int, Scores]) -> pd.DataFrame:
         }
         for trial in study.trials
     ]
-    return pd.DataFrame(rows)
+    # As they are: beside a gap, pandas would make fractions of whole numbers.
+    return pd.DataFrame(rows, dtype=object)
 
 
 def weigh(study: Study) -> dict[str, float]:
@@ -138,7 +139,7 @@ def _markdown(table: pd.DataFrame) -> str:
     def cell(value: object) -> str:
         if isinstance(value, float):
             return "" if pd.isna(value) else f"{value:.4g}"
-        return " ".join(str(value).replace("|", "/").split())
+        return "" if value is None else " ".join(str(value).replace("|", "/").split())
 
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(cell(value) for value in row)} |" for row in rows)

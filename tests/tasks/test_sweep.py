@@ -22,6 +22,7 @@ import pytest
 from distributed import Scheduler, get_client, get_worker
 from mlflow import MlflowClient
 from optuna import Study
+from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 from PIL import Image
 from prefect import task
@@ -343,6 +344,32 @@ def test_report_has_all_trials_what_matters_and_the_middle(mixed: Study, tmp_pat
     plot_best(mixed, tmp_path / "best.png")
     with Image.open(tmp_path / "best.png") as picture:
         assert picture.size == (1350, 750)
+
+
+def test_whole_numbers_stay_whole_beside_a_trial_that_died_before_it_had_any(
+    sweep: Sweep,
+) -> None:
+    study = open_study(sweep.folder)
+    batches = {"batch_size": IntDistribution(1, 60_000)}
+    for state, value, params in (
+        (TrialState.COMPLETE, 2.5, {"batch_size": 12_345}),
+        (TrialState.FAIL, None, {}),
+    ):
+        study.add_trial(
+            optuna.create_trial(
+                state=state,
+                value=value,
+                params=params,
+                distributions={name: batches[name] for name in params},
+            )
+        )
+    table = make_table(study, {})
+    assert "12345," in table.to_csv()
+    version = RegisteredVersion(name="generator", version=7, alias="challenger")
+    decision = Decision(version=7, champion=1, promoted=False, reason="asked for never")
+    page = write_page(study, table, {}, 0, version, decision)
+    assert "| 0 | complete | 2.5 |  | 12345 | 0 |" in page
+    assert "| 1 | fail |  |  |  | 0 |" in page
 
 
 def test_few_trials_tell_nothing_of_importance(sweep: Sweep) -> None:
