@@ -121,7 +121,8 @@ def write_page(
     """The sweep as markdown, its best trials first."""
     ends = table["end"].value_counts()
     best, middle = rank(study)[0], study.trials[0]
-    against = f"the middle of the space {middle.value:.4f}" if middle.value else "no middle"
+    whole = middle.state == TrialState.COMPLETE
+    against = f"the middle of the space {middle.value:.4f}" if whole else "no middle"
     parts = [
         f"# Sweep: trial {winner} of {len(table)} is {version.name} version {version.version}",
         ", ".join(f"{num} {end}" for end, num in ends.items())

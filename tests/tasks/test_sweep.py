@@ -372,6 +372,20 @@ def test_whole_numbers_stay_whole_beside_a_trial_that_died_before_it_had_any(
     assert "| 1 | fail |  |  |  | 0 |" in page
 
 
+@pytest.mark.parametrize("end", [TrialState.PRUNED, TrialState.FAIL])
+def test_a_middle_that_did_not_come_to_its_end_is_no_measure(sweep: Sweep, end: TrialState) -> None:
+    """Workers that are faster may have ended trials enough for it to be pruned."""
+    study = open_study(sweep.folder)
+    early = {1: 9.0} if end == TrialState.PRUNED else {}
+    value = early.get(1)
+    study.add_trial(optuna.create_trial(state=end, value=value, intermediate_values=early))
+    study.add_trial(optuna.create_trial(value=0.5))
+    version = RegisteredVersion(name="generator", version=7, alias="challenger")
+    decision = Decision(version=7, champion=1, promoted=False, reason="asked for never")
+    page = write_page(study, make_table(study, {}), {}, 1, version, decision)
+    assert "the best frechet_2k is 0.5000 (trial 1), no middle." in page
+
+
 def test_few_trials_tell_nothing_of_importance(sweep: Sweep) -> None:
     propose_trials.fn(sweep, 2)
     pretend(sweep, 0)
