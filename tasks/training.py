@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,9 +159,13 @@ def save_sheet(state: TrainState, path: Path) -> None:
     """Draw a sheet of digits from the noise that is the same for all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = Image.fromarray(draw_sheet(state.sampler, seed=SHEET_SEED).numpy())
-    # The name appears with the whole picture: a process may die at any moment.
-    sheet.save(path.with_suffix(".part"), format="png")
-    path.with_suffix(".part").rename(path)
+    # The name appears with the whole picture, on the disk: a process may die at any moment, and the
+    # power fail. Who goes on from a checkpoint does not draw it again, and needs it at the end.
+    part = path.with_suffix(".part")
+    sheet.save(part, format="png")
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.rename(path)
 
 
 def check_diversity(state: TrainState) -> None:

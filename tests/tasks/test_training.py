@@ -23,9 +23,16 @@ from gan.parallel import PeerError
 from gan.recipes import best, vanilla
 from gan.training import DivergenceError, Progress, TrainState
 from tasks.data import DatasetRef
+from tasks.journal import sheet_path
 from tasks.progress import describe, heed_pause
 from tasks.tracking import EXPERIMENT
-from tasks.training import MIN_STEPS_TO_COLLAPSE, check_diversity, is_picture_epoch, train_generator
+from tasks.training import (
+    MIN_STEPS_TO_COLLAPSE,
+    check_diversity,
+    is_picture_epoch,
+    save_sheet,
+    train_generator,
+)
 from tests.gan.test_parallel import find_peers
 from tests.long import takes_minutes
 from tests.mlflow_store import mlflow_store, new_run
@@ -171,6 +178,21 @@ def test_no_checkpoint_of_a_collapsed_generator_is_saved(tmp_path: Path) -> None
 
 def test_one_that_had_no_time_to_learn_is_not() -> None:
     check_diversity(collapsed_state(MIN_STEPS_TO_COLLAPSE - 1))
+
+
+def test_a_sheet_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the power may fail; what the disk then has is beyond a test."""
+    sheet, synced = sheet_path(tmp_path, 1), []
+
+    def note(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, sheet.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    save_sheet(TrainState(TINY, torch.device("cpu")), sheet)
+    assert synced == [(sheet.stat().st_size, False)]
+    assert list(sheet.parent.iterdir()) == [sheet]
 
 
 BOUNDED = {
