@@ -75,12 +75,14 @@ def report_findings(version: FetchedVersion, findings: Findings) -> None:
 
 def findings_page(title: str, findings: Findings, champion: dict[str, str]) -> str:
     """What was found, as markdown."""
-    draws = "one draw" if findings.num_draws == 1 else f"{findings.num_draws} draws"
+    num = findings.num_draws
+    draws = "one draw" if num == 1 else f"the mean of {num} draws, and its standard deviation"
+    trained = "Adversaries and student" if "synthetic_accuracy" in findings.means else "Adversaries"
     rows = metric_rows(findings.means, JUDGE_ID, findings.num_samples)
     return f"""# {title}
 
-{findings.num_samples:,} drawn images, judged by {JUDGE_ID}: the mean of {draws}, and its standard
-deviation. Adversaries and student were trained once, on one more draw.
+{findings.num_samples:,} drawn images, judged by {JUDGE_ID}: {draws}.
+{trained} were trained once, on one more draw.
 
 {score_table(rows, champion, findings.deviations)}
 """
@@ -108,7 +110,7 @@ def summary(
 
   {"promoted" if decision.promoted else "not promoted"}: {decision.reason}
 
-  trained    in {trained.seconds:,.0f} s, {trained.images_per_s:,.0f} images/s
+  trained    in {trained.seconds:,.0f} s, {trained.images_per_s:,.0f} images/s since its last start
   timeline   {folder / "report.html"}
   pictures   {folder}: samples.png, progress.gif, losses.png, samples/
   bundle     {trained.bundle}

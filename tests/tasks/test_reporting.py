@@ -46,7 +46,7 @@ def test_summary_says_what_came_out_and_what_to_type_next(tmp_path: Path) -> Non
         "quick, 5 epochs",
         "frechet_distance",
         "10,000 images, mnist-judge-1",
-        "in 62 s, 2,000 images/s",
+        "in 62 s, 2,000 images/s since its last start",
         f"run abc in {mlflow.get_tracking_uri()}",
         "not promoted: it is no better",
         "make ui",
@@ -80,8 +80,19 @@ def test_findings_stand_beside_the_champion_and_what_real_images_get() -> None:
     assert f"| {floor} ± 0.0123 | 0.4321 | {floor} |" in lines["frechet_distance"]
     assert "| 0.9800 |  |  |" in lines["two_sample_50k"], "nothing was measured for it"
     assert "| 0.9700 |  | 0.9964 |" in lines["synthetic_accuracy"]
-    assert "the mean of 3 draws" in text
+    assert "the mean of 3 draws, and its standard deviation." in text
+    assert "Adversaries and student were trained" in text
     assert "digit_share" not in text
+
+
+def test_findings_speak_of_no_deviation_of_one_draw_and_no_student_that_was_not() -> None:
+    means = replace(load_floors(), digit_as_asked=None).metrics() | {"two_sample_50k": 0.98}
+    findings = Findings(num_draws=1, num_samples=10_000, means=means, deviations={})
+    text = findings_page("version 7", findings, {})
+    assert "judged by mnist-judge-1: one draw." in text
+    assert "Adversaries were trained" in text
+    assert "deviation" not in text
+    assert "student" not in text
 
 
 @pytest.mark.usefixtures("registry")
