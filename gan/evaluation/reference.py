@@ -54,6 +54,7 @@ def load_reference(judge: Judge, data: Mnist, cache: Path | None = None) -> Refe
     seen = (data.train.images, data.test.images, *judge.state_dict().values())
     path = cache / f"{SCHEMA}-{_digest(seen)[:24]}.safetensors"
     if kept := _read(path, next(judge.parameters()).device):
+        _clear_parts(path)
         return kept
     reference = _look(judge, data)
     with suppress(OSError):
@@ -100,10 +101,15 @@ def _write(path: Path, reference: Reference) -> None:
     payload = save(tensors, {"sha256": _digest(tensors.values())})
     # Whole or not at all: another process may be reading, or writing the same.
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What a killed one left goes. One that is still writing loses its part, and leaves it to this.
-    for part in path.parent.glob(f".{path.name}-*"):
-        shutil.rmtree(part, ignore_errors=True)
+    _clear_parts(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         whole = Path(scratch) / path.name
         whole.write_bytes(payload)
         whole.replace(path)
+
+
+def _clear_parts(path: Path) -> None:
+    """Remove what a killed process left. One that still writes loses its part: the same file is
+    there already, or is about to be written."""
+    for part in path.parent.glob(f".{path.name}-*"):
+        shutil.rmtree(part, ignore_errors=True)

@@ -125,6 +125,18 @@ def test_what_a_killed_process_left_goes_when_the_same_is_written(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_one_left_that_was_killed_beside_a_faster_one_goes_with_the_next_look(
+    judge: Judge, tiny: Mnist, tmp_path: Path
+) -> None:
+    first = load_reference(judge, tiny, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    left = tmp_path / f".{kept.name}-killed"
+    left.mkdir()
+    (left / kept.name).write_bytes(b"a part")
+    require_equal(load_reference(judge, tiny, tmp_path), first)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
 def test_one_that_is_overtaken_as_it_writes_leaves_the_other_ones_whole_file(
     judge: Judge, tiny: Mnist, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
