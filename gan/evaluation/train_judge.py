@@ -74,15 +74,28 @@ def share_read(judge: Judge, split: Split) -> float:
     return (read == split.labels.cpu()).double().mean().item()
 
 
+def find_place(folder: Path) -> tuple[Path, Path]:
+    """Where in a folder a judge's weights and card come to lie.
+
+    Raises:
+        JudgeError: there is no such folder, or a judge in it: scores of a new one would not compare
+            with its scores.
+    """
+    weights, card = (folder / f"{JUDGE_ID}.{suffix}" for suffix in ("safetensors", "json"))
+    if not folder.is_dir():
+        raise JudgeError(f"there is no folder {folder}")
+    if weights.exists():
+        raise JudgeError(f"{weights} is pinned; write to another --folder, or raise JUDGE_ID")
+    return weights, card
+
+
 def save_judge(judge: Judge, test: Split, folder: Path) -> None:
     """Write the weights and their card, without floors, to a folder that has no judge yet.
 
     Raises:
-        JudgeError: there is one already; its scores would no longer compare with new ones.
+        JudgeError: as `find_place`.
     """
-    weights, card = (folder / f"{JUDGE_ID}.{suffix}" for suffix in ("safetensors", "json"))
-    if weights.exists():
-        raise JudgeError(f"{weights} is pinned; write to another --folder, or raise JUDGE_ID")
+    weights, card = find_place(folder)
     payload = save({name: value.contiguous() for name, value in judge.state_dict().items()})
     accuracy = share_read(judge, test)
     logger.info("accuracy on the test images: %.4f", accuracy)
@@ -107,6 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        find_place(arguments.folder)  # before minutes of training
         mnist = load_mnist(arguments.data)
         save_judge(train_judge(mnist.train), mnist.test, arguments.folder)
     except UserError as error:

@@ -1,4 +1,5 @@
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from gan.evaluation.judge import (
     load_judge,
     read_card,
 )
-from gan.evaluation.train_judge import save_judge, shift, train_judge
+from gan.evaluation.train_judge import main, save_judge, shift, train_judge
 
 FILES = [f"{JUDGE_ID}.safetensors", f"{JUDGE_ID}.json"]
 
@@ -88,6 +89,17 @@ def test_a_pinned_judge_is_never_overwritten(folder: Path, mnist: Mnist) -> None
     with pytest.raises(JudgeError, match="is pinned"):
         save_judge(Judge(), mnist.test, folder)
     assert (folder / FILES[0]).read_bytes() == before
+
+
+@pytest.mark.parametrize(("place", "words"), [("", "is pinned"), ("nowhere", "no folder")])
+def test_a_judge_that_could_not_be_saved_is_not_trained(
+    folder: Path, mnist_dir: Path, monkeypatch: pytest.MonkeyPatch, place: str, words: str
+) -> None:
+    options = ["--data", str(mnist_dir), "--folder", str(folder / place)]
+    monkeypatch.setattr(sys, "argv", ["train_judge", *options])
+    monkeypatch.setattr("gan.evaluation.train_judge.train_judge", lambda train: pytest.fail("long"))
+    with pytest.raises(SystemExit, match=words):
+        main()
 
 
 def test_a_saved_judge_is_the_one_that_is_loaded(tmp_path: Path, mnist: Mnist) -> None:
