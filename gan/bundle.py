@@ -95,7 +95,7 @@ def save_bundle(
         for name, payload in {**files, MANIFEST: manifest}.items():
             (whole / name).write_bytes(payload)
         # Aside in one move, deleted with the scratch folder: never half a bundle at `folder`.
-        if (folder / MANIFEST).is_file():
+        if folder.is_dir() and holds_bundle(folder):
             folder.rename(Path(scratch) / "replaced")
         whole.rename(folder)
     return _sha256(manifest)
@@ -142,6 +142,18 @@ def read_bundle(folder: Path) -> dict[str, bytes]:
         if _sha256(files[name]) != digest:
             raise BundleError(f"{folder / name} was altered: it is not the file of {MANIFEST}")
     return {**files, MANIFEST: manifest}
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether a bundle, whole or damaged, is all that lies in a folder: then it may be replaced.
+
+    A manifest alone does not say so, as other programs have a file of that name, too.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    names = {path.name for path in folder.iterdir()}
+    return {WEIGHTS, MANIFEST} <= names <= {*MAX_BYTES, SIGNATURE}
 
 
 def parse_manifest(payload: bytes) -> dict[str, str]:
@@ -210,7 +222,9 @@ def _parse_config(payload: bytes) -> MlpConfig | ConvConfig:
     config = _parse_json(payload, CONFIG)
     schema = config.get("schema_version")
     if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:
-        raise BundleError(f"{CONFIG} has schema {schema!r}; this code reads 1 to {SCHEMA_VERSION}")
+        raise BundleError(
+            f"{CONFIG} has schema {reprlib.repr(schema)}; this code reads 1 to {SCHEMA_VERSION}"
+        )
     networks = config.get("networks")
     kind = ARCHITECTURES.get(str(config.get("architecture")))
     if kind is None or not isinstance(networks, dict):

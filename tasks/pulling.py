@@ -19,11 +19,9 @@ from mlflow.exceptions import MlflowException
 from gan.bundle import (
     MANIFEST,
     MAX_BYTES,
-    SIGNATURE,
     BundleError,
-    bundle_digest,
+    holds_bundle,
     parse_manifest,
-    read_bundle,
     verify_bundle,
 )
 from gan.errors import UserError
@@ -290,13 +288,13 @@ def _refuse_to_replace(folder: Path) -> None:
     The folder that this process is in is refused, too: its user would be left in a deleted one.
     """
     try:
-        names = {path.name for path in folder.iterdir()}
+        mine = any(folder.iterdir()) and not holds_bundle(folder)
         here = folder.samefile(".")
     except FileNotFoundError:
         return
     except OSError as error:
         raise PullError(f"{folder} is no folder to pull to: {error.strerror}") from None
-    if names and not {MANIFEST} <= names <= {*MAX_BYTES, SIGNATURE}:
+    if mine:
         raise PullError(
             f"{folder} holds something that is not a bundle; move it, or pull to another folder"
         )
@@ -309,7 +307,6 @@ def _refuse_to_replace(folder: Path) -> None:
 
 def _holds(folder: Path, digest: str) -> bool:
     try:
-        read_bundle(folder)
-        return bundle_digest(folder) == digest
-    except BundleError:
+        return verify_bundle(folder) == digest
+    except (BundleError, OSError):  # others may move it away meanwhile
         return False

@@ -478,6 +478,7 @@ def test_absurd_sizes_are_refused_before_any_memory_is_taken(
         ({"schema_version": None}, "has schema None; this code reads 1 to 4"),
         ({"schema_version": 0}, "has schema 0; this code reads 1 to 4"),
         ({"schema_version": 1}, "does not give the sizes"),
+        ({"schema_version": "9" * 60_000}, r"has schema '9{12}\.\.\.9{13}'; this code reads 1 to"),
         ({"schema_version": 2}, "has schema 2, whose convolutional generators this code cannot"),
         ({"schema_version": 3}, "has schema 3, whose convolutional generators this code cannot"),
         ({"architecture": "diffusion"}, "names no known architecture; known: mlp, conv"),
@@ -633,12 +634,18 @@ def test_saving_never_replaces_what_is_not_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_text("cat")
     (tmp_path / "letter").write_text("dear")
-    for name in ("photos", "letter"):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / MANIFEST).write_text('{"name": "a web site has one, too"}')
+    save_bundle(make(SMALL), tmp_path / "annotated")
+    (tmp_path / "annotated" / "notes.txt").write_text("mine")
+    for name in ("photos", "letter", "site", "annotated"):
         with pytest.raises(OSError, match=name):
             save_bundle(make(SMALL), tmp_path / name)
     assert (tmp_path / "photos" / "cat.png").read_text() == "cat"
     assert (tmp_path / "letter").read_text() == "dear"
-    assert len(list(tmp_path.iterdir())) == 2
+    assert [path.name for path in (tmp_path / "site").iterdir()] == [MANIFEST]
+    assert (tmp_path / "annotated" / "notes.txt").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize("error", [OSError("no space left"), KeyboardInterrupt()])

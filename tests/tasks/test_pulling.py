@@ -17,6 +17,7 @@ from gan.bundle import (
     CONFIG,
     MANIFEST,
     MAX_BYTES,
+    ONNX,
     SIGNATURE,
     WEIGHTS,
     read_bundle,
@@ -111,6 +112,9 @@ def test_another_bundle_is_replaced_and_an_empty_folder_filled(
     for version in (1, 2, 1):
         pull(version, tmp_path / "to")
         assert contents(tmp_path / "to") == contents(registry.bundle(version))
+    (tmp_path / "to" / ONNX).write_bytes(b"left of another version: `gan verify` refuses it")
+    pull(1, tmp_path / "to")
+    assert contents(tmp_path / "to") == contents(registry.bundle(1))
     (tmp_path / "to" / WEIGHTS).write_bytes(b"damaged")
     (tmp_path / "to" / SIGNATURE).write_bytes(b"of what was there")
     pull(1, tmp_path / "to")
@@ -125,7 +129,9 @@ def test_link_to_a_folder_stays_a_link(registry: Registry, tmp_path: Path) -> No
     assert contents(tmp_path / "real") == contents(registry.bundle(1))
 
 
-@pytest.mark.parametrize("made", ["notes.txt", "folder/notes.txt", f"{MANIFEST}+notes.txt"])
+@pytest.mark.parametrize(
+    "made", ["notes.txt", "folder/notes.txt", MANIFEST, f"{WEIGHTS}+{MANIFEST}+notes.txt"]
+)
 def test_what_is_not_a_bundle_is_never_deleted(
     registry: Registry, tmp_path: Path, made: str
 ) -> None:
