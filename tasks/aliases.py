@@ -99,12 +99,17 @@ def _hand_over(client: MlflowClient, version: int, champion: int | None) -> bool
     holders = find_holders(client)
     if holders.get("champion") != champion:
         return False
+    # A process that dies between two aliases leaves two names for one good version. Which one moves
+    # first hangs on who has no other name: the champion that gives way, or the one returned to.
+    returns = holders.get("previous") == version
+    if returns:
+        client.set_registered_model_alias(MODEL_NAME, "champion", str(version))
     if keeps_name:
-        # First, so that a process that dies in between leaves two names for one good version.
         client.set_registered_model_alias(MODEL_NAME, "previous", str(champion))
-    elif holders.get("previous") == version:
+    elif returns:
         client.delete_registered_model_alias(MODEL_NAME, "previous")
-    client.set_registered_model_alias(MODEL_NAME, "champion", str(version))
+    if not returns:
+        client.set_registered_model_alias(MODEL_NAME, "champion", str(version))
     drop_challenger(client, version)
     return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -446,6 +447,35 @@ def test_rollback_goes_there_and_back() -> None:
             "promotion": "rolled back",
             "promotion_reason": f"version {champion} is returned to",
         }
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("lives", range(1, 3))
+def test_rollback_that_dies_between_two_aliases_has_returned(
+    gone: bool, lives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the champion there, and where its version was deleted."""
+    move_champion(2, 1)
+    if gone:
+        MlflowClient().delete_model_version(MODEL_NAME, "2")
+    moves = []
+
+    def die_in_time(move: Callable[..., None]) -> Callable[..., None]:
+        def moving(*arguments: object) -> None:
+            if len(moves) == lives:
+                raise KeyboardInterrupt
+            moves.append(arguments)
+            move(*arguments)
+
+        return moving
+
+    for name in ("set_registered_model_alias", "delete_registered_model_alias"):
+        monkeypatch.setattr(MlflowClient, name, die_in_time(getattr(MlflowClient, name)))
+    with suppress(KeyboardInterrupt):
+        roll_back()
+    assert len(moves) == lives
+    assert holders()["champion"] == 1
 
 
 @pytest.mark.usefixtures("registry")
