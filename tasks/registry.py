@@ -69,8 +69,8 @@ def register_generator(
     """Log the bundle as a model of the run and register it: one version a run.
 
     It stays one if the same run registers again, or in two processes at once; the folder then
-    holds the bundle that is registered. While there is no champion, the oldest version becomes it;
-    any other becomes challenger.
+    holds the bundle that is registered. While there is no champion, the oldest version whose files
+    are whole becomes it; any other becomes challenger.
 
     Raises:
         RegistryError: the files that MLflow kept are not whole.
@@ -116,13 +116,19 @@ def _find_versions(client: MlflowClient, mlflow_run_id: str | None = None) -> li
 
 
 def _give_alias(client: MlflowClient, version: ModelVersion) -> str:
-    """Make the oldest version champion if there is none, and another one challenger."""
+    """Make the oldest whole version champion if there is none, and another one challenger."""
     champion = client.get_registered_model(MODEL_NAME).aliases.get("champion")
     if champion is None:
         # Not simply this one: two first trainings that get here at once must choose alike.
-        oldest = _find_versions(client)[0]
-        _set_alias(client, "champion", oldest)
-        champion = oldest.version
+        for oldest in _find_versions(client):
+            try:
+                _set_alias(client, "champion", oldest)
+            except RegistryError:
+                if oldest.version == version.version:
+                    raise
+            else:
+                champion = oldest.version
+                break
     if int(champion) == int(version.version):
         return "champion"
     _set_alias(client, "challenger", version)

@@ -271,6 +271,25 @@ def test_without_a_champion_the_oldest_version_becomes_it(
     assert [int(aliases["challenger"])] == numbers(run_id)
 
 
+def test_without_a_champion_older_versions_that_are_not_whole_are_passed_over(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with mlflow_store(tmp_path_factory.mktemp("store"), "registry"):
+        client = mlflow.MlflowClient()
+        for _ in range(3):
+            register(tmp_path, ConvConfig(width=4))
+        for version, spoil in (("1", shutil.rmtree), ("2", spoil_weights)):
+            files = Path(client.get_model_version_download_uri(MODEL_NAME, version))
+            spoil(files / "artifacts" / "bundle")
+        client.delete_registered_model_alias(MODEL_NAME, "champion")
+        register(tmp_path, ConvConfig(width=4))
+        aliases = client.get_registered_model(MODEL_NAME).aliases
+        assert {name: int(version) for name, version in aliases.items()} == {
+            "champion": 3,
+            "challenger": 4,
+        }
+
+
 def test_unconditional_generator_takes_any_digit_alone(conditional: Path, tmp_path: Path) -> None:
     register(tmp_path, MlpConfig())
     challenger = mlflow.pyfunc.load_model(f"models:/{MODEL_NAME}@challenger")
