@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -47,9 +48,27 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # A server that is gone would be asked for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        # The name of a folder, or a tag, may have what the encoding of the output has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     with ended_by_a_sentence():
-        arguments = _parse()
-        arguments.run(arguments)
+        try:
+            arguments = _parse()
+            arguments.run(arguments)
+        finally:
+            _flush()
+
+
+def _flush() -> None:
+    """Have what was printed arrive: as Python ends, it is too late for a sentence."""
+    if sys.stdout is None:
+        return  # it was closed from the start
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Python would try again as it ends, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def pull(arguments: argparse.Namespace) -> None:
@@ -154,7 +173,8 @@ def rollback(arguments: argparse.Namespace) -> None:
 
     _check_registry()
     done = roll_back()
-    print(f"version {done.champion} is @champion again, instead of version {done.previous}")
+    instead = "" if done.previous is None else f", instead of version {done.previous}"
+    print(f"version {done.champion} is @champion again{instead}")
     if destination := load_settings().publish_to:
         with disable_run_logger():
             try:

@@ -228,6 +228,8 @@ def test_rollback_returns_to_the_previous_champion(gan: Gan, here: Registry, fol
     assert succeeded(gan("rollback")).startswith("version 2 is @champion again")
     held = client.get_registered_model(NAME).aliases
     assert (str(held["champion"]), str(held["previous"])) == ("2", "1")
+    client.delete_model_version(NAME, "2")
+    assert succeeded(gan("rollback")) == "version 1 is @champion again\n"
 
 
 def test_a_refusal_waits_for_no_library_that_it_does_not_need(
@@ -380,6 +382,30 @@ def test_full_disk_is_said_with_the_file_that_was_asked_for(
     said = refusal("sample", "--bundle", str(PRETRAINED), "--num", "1", "--out", "one.png")
     assert said == "error: cannot write one.png: No space left on device"
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("options", [("verify", str(PRETRAINED)), ("--help",)])
+def test_output_that_cannot_be_written_is_said(
+    folder: Path, pytestconfig: pytest.Config, options: tuple[str, ...]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from flows.gan_command import main; main()", *options],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(pytestconfig.rootpath), "PYTHONUNBUFFERED": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output: No space left on device\n"
+
+
+def test_name_that_the_output_cannot_spell_is_no_fault(gan: Gan, folder: Path) -> None:
+    shutil.copytree(PRETRAINED, folder / "größer")
+    said = succeeded(gan("verify", "größer", PYTHONIOENCODING="ascii"))
+    assert said.startswith(r"gr\xf6\xdfer: whole, ")
 
 
 def test_one_that_is_terminated_leaves_nothing_half_done(
