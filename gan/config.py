@@ -139,7 +139,11 @@ class TrainConfig:
 
 def _require(holds: bool, rule: str, value: object) -> None:
     if not holds:
-        raise ConfigError(f"{rule}, not {reprlib.repr(value)}")
+        try:
+            found = reprlib.repr(value)
+        except ValueError:  # Python refuses to write out more than 4,300 digits
+            found = "a number of thousands of digits"
+        raise ConfigError(f"{rule}, not {found}")
 
 
 def _require_types(config: object) -> None:
@@ -148,6 +152,7 @@ def _require_types(config: object) -> None:
         value = getattr(config, name)
         if kind is int:
             _require(type(value) is int, f"{name} must be a whole number", value)
+            _require(abs(value) < 10**18, f"{name} must have at most 18 digits", value)
         elif kind is float:
             finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
             _require(finite, f"{name} must be a finite number", value)

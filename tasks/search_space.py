@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -64,7 +66,9 @@ def read_space(path: Path) -> Space:
     if len(text) > MAX_BYTES:
         raise SpaceError(f"{path} is longer than {MAX_BYTES:,} bytes: that is no search space")
     try:
-        content = yaml.safe_load(text)
+        content = _parse(text)
+    except SpaceError as error:
+        raise SpaceError(f"{path} {error}") from None
     except Exception:  # what a tag makes of its value raises half a dozen different ones
         raise SpaceError(f"{path} is neither YAML nor JSON") from None
     try:
@@ -76,6 +80,32 @@ def read_space(path: Path) -> Space:
             f"{path}: {where or 'the whole'}: {fault['msg']}; a field takes a list of values, or a "
             "range such as {low: 0.1, high: 1.0, log: true}"
         ) from None
+
+
+def _parse(text: bytes) -> Any:
+    # JSON comes first: in YAML 1.1, 1e-4 is a text and a tab no space.
+    try:
+        return json.loads(text, object_pairs_hook=_refuse_twins)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return yaml.load(text, _Loader)
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML without merged mappings, by which a few lines become more than fits into any memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse what `SafeLoader` would merge, and names that are there twice."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise SpaceError("merges mappings with <<: write them out")
+        _refuse_twins([(key.value, value) for key, value in node.value])
+
+
+def _refuse_twins(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The mapping of these names and values, of which the last of equal names would stand."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        raise SpaceError("says one name twice in a mapping")
+    return mapping
 
 
 def build_distributions(space: Space, config: TrainConfig) -> Distributions:
@@ -97,7 +127,8 @@ def _build(
     if name not in known:
         why = "is the same in all trials" if name in SET_FOR_ALL else "is no field"
         raise SpaceError(
-            f"{name!r} {why} of recipe {config.recipe}; to search there are: {', '.join(known)}"
+            f"{reprlib.repr(name)} {why} of recipe {config.recipe}; to search there are: "
+            f"{', '.join(known)}"
         )
     a_range = isinstance(dimension, Range)
     tried = [dimension.low, dimension.high] if isinstance(dimension, Range) else dimension
@@ -118,7 +149,7 @@ def _build(
         if kinds[name] is int:
             if not isinstance(step, int | None):
                 raise ValueError("step must be a whole number")
-            return IntDistribution(int(low), int(high), log=log, step=step or 1)
+            return IntDistribution(int(low), int(high), log=log, step=1 if step is None else step)
         try:
             return FloatDistribution(float(low), float(high), log=log, step=step)
         except ArithmeticError:

@@ -24,6 +24,7 @@ anything = st.one_of(
     st.booleans(),
     st.integers(),
     st.integers(10**399, 10**400),
+    st.builds(lambda: 10**5000),
     st.floats(),
     st.text(max_size=3),
     st.lists(st.integers(), max_size=2),
@@ -44,6 +45,7 @@ def refusal_of(config: Any, field: str, value: Any) -> str | None:
     ("field", "value", "sentence"),
     [
         ("epochs", 0, "epochs must be at least 1, not 0"),
+        ("epochs", 10**18, "epochs must have at most 18 digits, not 1000000000000000000"),
         ("batch_size", 1, "batch_size must be at least 2, not 1"),
         ("batch_size", 64.0, "batch_size must be a whole number, not 64.0"),
         ("batch_size", "64", "batch_size must be a whole number, not '64'"),

@@ -1,5 +1,7 @@
+import json
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -22,6 +24,8 @@ from tasks.search_space import (
 )
 
 ROOT = Path(__file__).parents[2]
+MERGED = "\n".join(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 10}]}}" for n in range(1, 30))
+"""Thirty lines that stand for 10 to the 29th pairs."""
 
 
 def refusal(tmp_path: Path, text: str) -> str:
@@ -54,6 +58,15 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("learning_rate: {low: 0.2, high: 0.1}", "the range of learning_rate cannot be searched"),
         ("beta1: {low: 0, high: 0.9, log: true}", "the range of beta1 cannot be searched"),
         ("beta1: {low: 0, high: 0.9, step: -1}", "the range of beta1 cannot be searched"),
+        ("batch_size: {low: 16, high: 64, step: 0}", "the range of batch_size cannot be searched"),
+        (f"penalty_interval: {{low: 1, high: {10**400}}}", "must have at most 18 digits, not 1000"),
+        (f"width: [0x{'f' * 5000}]", "not a number of thousands of digits"),
+        (f"learning_rate: [0x{'f' * 5000}]", "not a number of thousands of digits"),
+        (f"? {'x' * 50_000}\n: [1]", "xxx...xxx"),
+        ("width: [8]\nwidth: [16]", "says one name twice"),
+        ('{\t"width": [8], "width": [16]}', "says one name twice"),
+        ("beta1: {low: 0.1, high: 0.9, low: 0.5}", "says one name twice"),
+        (f"a0: &a0 {{k: [1]}}\n{MERGED}", "merges mappings with <<"),
         ("beta1: {low: 0.1, high: 0.9, step: .inf}", "searched: step must be a finite number"),
         ("beta1: {low: 0.1, high: 0.9, step: .nan}", "searched: step must be a finite number"),
         (f"beta1: {{low: 0.1, high: 0.9, step: {10**400}}}", "step must be a finite number"),
@@ -93,10 +106,32 @@ def test_missing_file_and_other_bytes_are_refused(tmp_path: Path) -> None:
         read_space(tmp_path / "bytes")
 
 
+@given(low=st.floats(1e-300, 0.4), high=st.floats(0.5, 1), indent=st.sampled_from(["", "\t", " "]))
+def test_json_is_read_as_json_has_it(low: float, high: float, indent: str) -> None:
+    """1e-05 is a number there, and a tab a space."""
+    space = {"learning_rate": {"low": low, "high": high, "log": True}, "beta1": [low, 0]}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "space.json"
+        path.write_text(json.dumps(space, indent=indent))
+        found = read_space(path)
+    assert found == {"learning_rate": Range(low=low, high=high, log=True), "beta1": [low, 0]}
+
+
 @settings(max_examples=200)
 @given(
     space=st.dictionaries(
-        st.sampled_from(["learning_rate", "batch_size", "loss", "beta1", "width", "epochs", "é"]),
+        st.sampled_from(
+            [
+                "learning_rate",
+                "batch_size",
+                "penalty_interval",
+                "loss",
+                "beta1",
+                "width",
+                "epochs",
+                "é",
+            ]
+        ),
         st.builds(
             Range.model_construct,
             low=st.integers(-3, 3) | st.floats() | st.integers(),
