@@ -48,8 +48,11 @@ def say_where_imports_end(
 
 
 def _explain_prefects_settings(error: BaseException) -> str | None:
-    """What Prefect refuses as it is imported: a value, or a file that it cannot read."""
+    """What Prefect refuses as it is imported: a value, a file that it cannot read, or a user whom
+    the system does not know, such as any of a container's."""
     name = type(error).__name__
+    if name == "RuntimeError" and "home directory" in str(error):
+        return "this user has no home folder, and Prefect wants one: set HOME"
     if name == "ValidationError" and getattr(error, "title", "").endswith("Settings"):
         fault = error.errors()[0]  # type: ignore[attr-defined]
         where = "".join(f"{part}: " for part in fault["loc"])

@@ -43,6 +43,13 @@ from flows.gan_command import main
 Image.Image.save = lambda *_: signal.raise_signal(signal.SIGTERM)
 main()
 """
+BE_UNKNOWN_TO_THE_SYSTEM = """
+import os, pwd
+del os.environ["HOME"]
+def getpwuid(uid):
+    raise KeyError(uid)
+pwd.getpwuid = getpwuid
+"""
 Gan = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -400,6 +407,26 @@ def test_output_that_cannot_be_written_is_said(
         )
     assert done.returncode == 1
     assert done.stderr == "error: standard output: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["from flows.gan_command import main; main()", "import flows.publish_generator"]
+)
+def test_user_without_a_home_is_told_to_set_one(
+    folder: Path, pytestconfig: pytest.Config, command: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BE_UNKNOWN_TO_THE_SYSTEM + command, "pull"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(pytestconfig.rootpath)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said == "error: this user has no home folder, and Prefect wants one: set HOME"
+    assert "Traceback" not in done.stderr
 
 
 def test_name_that_the_output_cannot_spell_is_no_fault(gan: Gan, folder: Path) -> None:
