@@ -25,4 +25,6 @@ LearningRate = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=NUM_SEEDS)]
 NumSamples = Annotated[int, Field(ge=100, le=10_000)]
 MaxDelayHours = Annotated[float, Field(gt=0)]
-VersionName = Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+VersionName = (
+    Annotated[int, Field(ge=1, lt=10**9)] | Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+)

@@ -147,7 +147,7 @@ def _watch(
 
 def _read_file(source: str, name: str, transfer: _Transfer) -> bytes:
     """One raw IDX file from a folder that holds it gzipped or raw."""
-    scheme = source.partition("://")[0]
+    scheme = source.partition("://")[0].lower()
     read = {"http": _read_http, "https": _read_http, "s3": _read_s3}.get(scheme, _read_local)
     absent = []
     for suffix in (".gz", ""):
@@ -191,7 +191,7 @@ def _read_http(url: str, transfer: _Transfer) -> bytes:
 
 
 def _read_s3(url: str, transfer: _Transfer) -> bytes:
-    bucket, _, key = url.removeprefix("s3://").partition("/")
+    bucket, _, key = url.partition("://")[2].partition("/")
     try:
         client = connect_s3(timeout_s=PATIENCE_S, attempts=1)
         answer = client.get_object(Bucket=bucket, Key=key)

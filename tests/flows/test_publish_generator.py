@@ -21,15 +21,22 @@ from tests.s3_store import free_ports, s3_store
 Publish = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_what_is_no_address_is_refused_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--publish-to", "bucket/prefix", "publish_to: the address of a store is s3://bucket"),
+        ("--version", f"{10**9}", f"version.constrained-int: Input should be less than {10**9}"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_starts(
+    option: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["publish_generator", "--publish-to", "bucket/prefix"])
+    monkeypatch.setattr(sys, "argv", ["publish_generator", option, value])
     with pytest.raises(SystemExit) as stopped:
         command_line.run(publish_generator)
     said = str(stopped.value.code)
-    assert said.startswith("error: publish_to: the address of a store is s3://bucket")
+    assert said.startswith(f"error: {sentence}")
     assert not list(tmp_path.iterdir())
 
 

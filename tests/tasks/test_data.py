@@ -143,7 +143,10 @@ def test_only_a_faulty_file_is_fetched_again(mirror: Path, nearly: Path, fault: 
     assert_complete(nearly)
 
 
-def test_a_redirect_and_a_slash_at_the_end_do_no_harm(mirror: Path, nearly: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
+def test_a_redirect_a_slash_at_the_end_and_capitals_do_no_harm(
+    mirror: Path, nearly: Path, scheme: str
+) -> None:
     def answer(request: Request) -> None:
         if request.path.startswith("/new/"):
             return files_of(mirror)(request)
@@ -154,7 +157,7 @@ def test_a_redirect_and_a_slash_at_the_end_do_no_harm(mirror: Path, nearly: Path
         return None
 
     with serving(answer) as server:
-        fetch_mnist(nearly, [f"{server.url}/old/"])
+        fetch_mnist(nearly, [f"{server.url.replace('http', scheme)}/old/"])
     assert_complete(nearly)
 
 

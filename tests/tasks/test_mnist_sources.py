@@ -40,12 +40,12 @@ def test_nothing_but_arrays_is_unpickled(wanted: object, protocol: int) -> None:
 
 
 @pytest.mark.usefixtures("s3_keys")
-@pytest.mark.parametrize("prefix", ["", "/some/prefix"])
-def test_an_s3_prefix_is_a_source(mirror: Path, nearly: Path, prefix: str) -> None:
+@pytest.mark.parametrize(("scheme", "prefix"), [("s3", ""), ("S3", "/some/prefix")])
+def test_an_s3_prefix_is_a_source(mirror: Path, nearly: Path, scheme: str, prefix: str) -> None:
     for path in mirror.glob("*labels*"):
         key = f"{prefix}/{path.name}".lstrip("/")
         boto3.Session().client("s3").upload_file(str(path), "mirrors", key)
-    source = f"s3://mirrors{prefix}"
+    source = f"{scheme}://mirrors{prefix}"
     assert fetch_mnist(nearly, [source]).sources == (source,)
     load_mnist(nearly / "raw")
 
