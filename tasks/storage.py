@@ -12,6 +12,7 @@ import base64
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ from gan.errors import UserError
 POINTER = "champion.json"
 S3_AWAY = (BotoCoreError, ClientError, Boto3Error)
 """What boto3 raises where a store does not do as asked."""
+
+MAX_WRITES = 5
+"""How often a file is written that another is writing at the same time."""
 
 _MAX_POINTER_BYTES = 4096
 _BUCKET = r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
@@ -202,15 +206,19 @@ class Store:
 
     def _put_new(self, name: str, payload: bytes) -> None:
         with self._explained():
-            with _unless_conflict():
-                self._put(name, payload, IfNoneMatch="*")
-                return
-            there = self._get(name)
-            if there is None or there["Body"].read(len(payload) + 1) != payload:
-                raise StorageError(
-                    f"{self.address}/{name} holds something else already, and what is published is "
-                    "never replaced; delete it, or publish to another prefix"
-                )
+            for _ in range(MAX_WRITES):
+                with _unless_conflict():
+                    self._put(name, payload, IfNoneMatch="*")
+                    return
+                if there := self._get(name):
+                    if there["Body"].read(len(payload) + 1) == payload:
+                        return
+                    raise StorageError(
+                        f"{self.address}/{name} holds something else already, and what is "
+                        "published is never replaced; delete it, or publish to another prefix"
+                    )
+                time.sleep(1)  # another is still writing it, or gave up
+        raise StorageError(f"others keep writing {self.address}/{name}; run this again")
 
     def _put(self, name: str, payload: bytes, **condition: str) -> None:
         self._client.put_object(

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -150,6 +151,30 @@ def test_two_who_publish_at_once_both_succeed(destination: str, files: dict[str,
     with ThreadPoolExecutor() as pool:
         published = list(pool.map(lambda _: Store(destination).publish(files, 7), range(4)))
     assert len(set(published)) == 1
+    assert len(keys_below(destination)) == len(files)
+
+
+@pytest.mark.parametrize("conflicts", [1, storage.MAX_WRITES])
+def test_file_that_another_begins_to_write_is_written_again(
+    destination: str, files: dict[str, bytes], conflicts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, refused = Store._put, []
+
+    def refuse(self: Store, name: str, payload: bytes, **condition: str) -> None:
+        if name.endswith(CONFIG) and len(refused) < conflicts:
+            refused.append(name)
+            said = {"Code": "ConditionalRequestConflict"}
+            answer = {"Error": said, "ResponseMetadata": {"HTTPStatusCode": 409}}
+            raise ClientError(answer, "PutObject")
+        put(self, name, payload, **condition)
+
+    monkeypatch.setattr(Store, "_put", refuse)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    if conflicts == storage.MAX_WRITES:
+        with pytest.raises(StorageError, match=f"others keep writing .*{CONFIG}; run this again"):
+            Store(destination).publish(files, 7)
+        assert Store(destination).list_versions() == []
+    Store(destination).publish(files, 7)
     assert len(keys_below(destination)) == len(files)
 
 
