@@ -87,8 +87,8 @@ def publish_generator(bundle: Path, version: int, destination: str) -> str:
 def point_to_champion(destination: str) -> str | None:
     """Have the store's `champion.json` name the registry's champion; gives its address there.
 
-    If the champion was not published there, the pointer stays where it is: None. Of two who move
-    it at once, the later one looks at the registry again.
+    If there is no champion, or it was not published there, the pointer stays where it is: None. Of
+    two who move it at once, the later one looks at the registry again.
 
     Raises:
         StorageError: the store does not answer as it should.
@@ -97,7 +97,11 @@ def point_to_champion(destination: str) -> str | None:
     for _ in range(MAX_MOVES):
         # In this order: a champion that changes after it was read is seen at the next look.
         pointer, tag = store.read_pointer()
-        champion = find_version(client, "champion")
+        try:
+            champion = find_version(client, "champion")
+        except VersionError:
+            get_run_logger().warning("there is no champion: the pointer of %s stays", store.address)
+            return None
         wanted = store.point_to(int(champion.version), champion.tags.get("bundle", ""))
         if pointer == wanted:
             return wanted.address

@@ -121,6 +121,8 @@ def test_pointer_never_names_a_champion_that_is_not_there_whole(
     crown(2)
     with disable_run_logger():
         assert point_to_champion.fn(destination) is None
+        MlflowClient().delete_model_version(MODEL_NAME, "2")  # and with it, the alias
+        assert point_to_champion.fn(destination) is None
     pointer, _ = store.read_pointer()
     assert pointer == store.point_to(1, registry.digests[0])
 
