@@ -40,7 +40,7 @@ train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_
 	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
 	    $(if $(PROMOTE),--promote '$(PROMOTE)') \
 	    $(if $(PUBLISH_TO),--publish-to '$(PUBLISH_TO)') \
-	    $(if $(RESUME),--resume)
+	    $(if $(RESUME),--resume '$(RESUME)')
 
 .PHONY: evaluate
 evaluate: $(READY) ## Look closely at a registered version, the champion or VERSION, for minutes: NUM_SAMPLES NUM_DRAWS SEED DEVICE
@@ -54,7 +54,7 @@ evaluate: $(READY) ## Look closely at a registered version, the champion or VERS
 .PHONY: table
 table: $(READY) ## Make the README's first table again, in a registry of its own: hours, or less with EPOCHS and NUM_SAMPLES
 	@mkdir -p runs/table
-	@export MLFLOW_TRACKING_URI=sqlite:///runs/table/mlflow.db; \
+	@export MLFLOW_TRACKING_URI=sqlite:///runs/table/mlflow.db MNIST_GAN_PUBLISH_TO=; \
 	for row in vanilla:0 quick:0 best:1 best:0; do \
 	    $(MAKE) --no-print-directory train RECIPE=$${row%:*} SEED=$${row#*:} PROMOTE=always || exit 1; \
 	    $(MAKE) --no-print-directory evaluate VERSION=champion || exit 1; \
@@ -68,7 +68,7 @@ sweep: $(READY) ## Search settings of recipe quick, or of RECIPE, on this machin
 	    $(if $(RECIPE),--recipe '$(RECIPE)') \
 	    $(if $(SEED),--seed '$(SEED)') \
 	    $(if $(WORKERS),--workers '$(WORKERS)') \
-	    $(if $(RESUME),--resume)
+	    $(if $(RESUME),--resume '$(RESUME)')
 
 .PHONY: ui
 ui: $(READY) ## Open MLflow's UI on the local store, at http://127.0.0.1:5000 or the port in MLFLOW_PORT

@@ -222,8 +222,8 @@ def test_make_hands_over_what_its_help_names(pytestconfig: pytest.Config) -> Non
     always = ["--space", "sweep.yaml", "--trials"]
     assert options() == [*always, "8", "--epochs", "2"]
     named = ("TRIALS=1", "EPOCHS=1", "RECIPE=1", "SEED=1", "WORKERS=1", "RESUME=1")
-    given = ["1", "--epochs", "1", "--recipe", "1", "--seed", "1", "--workers", "1", "--resume"]
-    assert options(*named) == [*always, *given]
+    given = ["1", "--epochs", "1", "--recipe", "1", "--seed", "1", "--workers", "1"]
+    assert options(*named) == [*always, *given, "--resume", "1"]
 
 
 def refusal(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: str) -> str:

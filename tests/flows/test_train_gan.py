@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -74,9 +75,33 @@ def test_make_hands_over_every_parameter_but_the_delay(pytestconfig: pytest.Conf
     properties = flow.parameters.properties
     given = {name: "1" for name in properties if name not in ("resume", "max_delay_hours")}
     expected = [word for name in given for word in (f"--{name.replace('_', '-')}", "1")]
-    assert options(**given, resume="1") == [*expected, "--resume"]
+    assert options(**given, resume="1") == [*expected, "--resume", "1"]
     assert options() == []
     assert options(seed="") == ["--seed", ""]  # a fresh one, as in Prefect's form
+    assert options(resume="0") == ["--resume", "0"]
+    assert flow.validate_parameters({"resume": "0"})["resume"] is False
+
+
+def test_the_table_leaves_the_users_own_stores_alone(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(pytestconfig.rootpath / name, tmp_path)
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$MLFLOW_TRACKING_URI,$MNIST_GAN_PUBLISH_TO,$2"\n')
+    python.chmod(0o755)
+    (tmp_path / "ready").touch()
+    theirs = {"MLFLOW_TRACKING_URI": "http://theirs", "MNIST_GAN_PUBLISH_TO": "s3://theirs/models"}
+    said = subprocess.check_output(
+        ["make", "table", f"PY={python}", "READY=ready", "PACKAGES=requirements.lock"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], **theirs},
+        text=True,
+    )
+    store = "sqlite:///runs/table/mlflow.db"
+    assert set(said.splitlines()) == {
+        f"{store},,flows.{step}" for step in ("train_gan", "evaluate_generator")
+    }
 
 
 @pytest.fixture(scope="module")
