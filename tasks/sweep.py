@@ -119,7 +119,11 @@ def own_sweep_folder(
     wanted = json.dumps({"config": asdict(config), "space": searched}, sort_keys=True)
     folder = runs_dir.absolute() / str(flow_run.get_id())
     if resume:
-        notes = [n for n in runs_dir.absolute().glob("*/sweep.json") if n.read_text() == wanted]
+        notes = [
+            note
+            for note in runs_dir.absolute().glob("*/sweep.json")
+            if note.read_bytes() == wanted.encode()
+        ]
         if not notes:
             raise RunFolderError(
                 f"no sweep of this space, recipe, epochs and seed is in {runs_dir}: "
@@ -127,7 +131,9 @@ def own_sweep_folder(
             )
         folder = max(notes, key=lambda note: note.stat().st_mtime).parent
     with own_folder(folder, "working"):
-        (folder / "sweep.json").write_text(wanted)
+        # In one move: what a full disk left half would never be resumed.
+        (folder / ".sweep.json").write_text(wanted)
+        (folder / ".sweep.json").rename(folder / "sweep.json")
         yield folder
 
 
@@ -225,16 +231,11 @@ def run_trial(sweep: Sweep, number: int) -> State[None] | None:
 def begin_trial(folder: Path, number: int, study: Study) -> Trial:
     """The trial to work on: a waiting one, or one that was begun by a worker that died."""
     storage = open_storage(folder)
-    trial_id = find_trial_id(storage, study, number)
+    study_id = storage.get_study_id_from_name(study.study_name)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, number)
     if study.trials[number].state == TrialState.WAITING:
         storage.set_trial_state_values(trial_id, TrialState.RUNNING)
     return Trial(study, trial_id)
-
-
-def find_trial_id(storage: JournalStorage, study: Study, number: int) -> int:
-    """What the storage calls a trial."""
-    study_id = storage.get_study_id_from_name(study.study_name)
-    return storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
 def _train(sweep: Sweep, trial: Trial, config: TrainConfig, folder: Path) -> float | None:
@@ -313,11 +314,10 @@ def _note(trial: Trial, mlflow_run_id: str, end: str, reason: str) -> None:
 def record_death(sweep: Sweep, number: int, reason: str) -> None:
     """Write down that a trial failed which could not do so itself."""
     study = open_study(sweep.folder)
-    trial = study.trials[number]
-    storage = open_storage(sweep.folder)
-    trial_id = find_trial_id(storage, study, number)
+    trial = begin_trial(sweep.folder, number, study)  # no worker may have come to that
+    trial.set_user_attr("reason", reason)
     if run_id := trial.user_attrs.get("mlflow_run_id"):
-        _note(Trial(study, trial_id), run_id, "failed", reason)
+        _note(trial, run_id, "failed", reason)
         MlflowClient().set_terminated(run_id, "FAILED")
     study.tell(number, state=TrialState.FAIL)
     finish(sweep.trial_folder(number))

@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import socket
 import subprocess
 import sys
@@ -52,6 +53,7 @@ from tasks.sweep import (
     Sweep,
     SweepError,
     begin_trial,
+    describe_end,
     end_open_trials,
     open_study,
     own_sweep_folder,
@@ -214,6 +216,23 @@ def test_only_a_sweep_of_the_same_space_is_resumed(tmp_path: Path) -> None:
         pass
 
 
+def test_sweep_is_found_again_whatever_the_disk_did_to_notes(tmp_path: Path) -> None:
+    space = build_distributions(SPACE, CONFIG)
+    with own_sweep_folder(tmp_path, CONFIG, space, resume=False) as folder:
+        pass
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "sweep.json").write_bytes(b"\xff")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(OSError), own_sweep_folder(tmp_path, CONFIG, space, resume=True):  # noqa: PT011
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with own_sweep_folder(tmp_path, CONFIG, space, resume=True) as again:
+        assert again == folder
+
+
 def test_best_are_those_with_the_lowest_score(sweep: Sweep) -> None:
     propose_trials.fn(sweep, 4)
     with pytest.raises(SweepError, match="none of 4 trials came to its end"):
@@ -226,7 +245,7 @@ def test_best_are_those_with_the_lowest_score(sweep: Sweep) -> None:
 
 
 def test_trial_that_takes_its_workers_with_it_has_failed(sweep: Sweep) -> None:
-    propose_trials.fn(sweep, 2)
+    propose_trials.fn(sweep, 3)
     trial = begin_trial(sweep.folder, 0, open_study(sweep.folder))
     run_id = new_run(EXPERIMENT)
     trial.set_user_attr("mlflow_run_id", run_id)
@@ -236,9 +255,11 @@ def test_trial_that_takes_its_workers_with_it_has_failed(sweep: Sweep) -> None:
     assert not checkpoints.exists()
     begin_trial(sweep.folder, 1, open_study(sweep.folder))
     record_death(sweep, 1, "4 workers died of it")
+    record_death(sweep, 2, "4 workers died as they started")
     ended = open_study(sweep.folder).trials
-    assert [trial.state for trial in ended] == [TrialState.FAIL] * 2
-    assert propose_trials.fn(sweep, 2) == []
+    assert [trial.state for trial in ended] == [TrialState.FAIL] * 3
+    assert "as they started" in describe_end(ended[2])
+    assert propose_trials.fn(sweep, 3) == []
     run = MlflowClient().get_run(run_id)
     assert run.info.status == "FAILED"
     assert run.data.tags["trial_reason"] == "4 workers died of it"
