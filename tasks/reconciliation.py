@@ -42,6 +42,8 @@ TIME_TO_START = timedelta(seconds=20)
 """How long a flow run may run without the lock of its folder."""
 LATE_REPORTS = timedelta(seconds=40)
 """How long after a crash its worker may report it once more, and crash whatever runs by then."""
+BY_A_USER = "Retry from the UI"
+"""What Prefect's pages say with a retry that somebody asks for there."""
 LOOK_BACK = timedelta(days=1)
 """What crashed before is left to the user."""
 ENDS = {
@@ -263,7 +265,8 @@ def count_starts(prefect: SyncPrefectClient, run: FlowRun) -> int:
     """How often a run was started by itself: without a user's retries, and without those times when
     it was only said to run, as after a silence."""
     states = prefect.read_flow_run_states(run.id)
-    return 1 + sum(state.name == "AwaitingRetry" for state in states)
+    again = (state.message for state in states if state.name == "AwaitingRetry")
+    return 1 + sum(message != BY_A_USER for message in again)
 
 
 def _stays_crashed(prefect: SyncPrefectClient, run: FlowRun) -> bool:

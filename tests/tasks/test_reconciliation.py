@@ -11,19 +11,29 @@ from uuid import UUID, uuid4
 
 import pytest
 from mlflow import MlflowClient
-from prefect import flow
+from prefect import flow, server
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import TerminationSignal
 from prefect.logging import disable_run_logger
 from prefect.runtime import flow_run
-from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Failed, Running
+from prefect.states import (
+    AwaitingRetry,
+    Cancelled,
+    Cancelling,
+    Completed,
+    Crashed,
+    Failed,
+    Running,
+    Scheduled,
+)
 from prefect.testing.utilities import prefect_test_harness
 
 from deployments.worker import take_up_runs
 from flows.command_line import PATIENCE_S
 from tasks.reconciliation import (
+    BY_A_USER,
     MAX_STARTS,
     count_starts,
     end_left_runs,
@@ -290,6 +300,9 @@ def test_deployed_training_that_crashed_is_scheduled_again_a_few_times(
 ) -> None:
     monkeypatch.setattr("tasks.reconciliation.LATE_REPORTS", timedelta())
     by_hand = prefect.create_flow_run(nothing, state=Crashed(), tags=["training"])
+    asked: State[None] = Scheduled(name="AwaitingRetry", message=BY_A_USER)
+    for _ in range(MAX_STARTS):
+        prefect.set_flow_run_state(deployed.id, asked, force=True)
     states = []
     for _ in range(MAX_STARTS):
         start_and_crash(prefect, deployed)
@@ -297,6 +310,11 @@ def test_deployed_training_that_crashed_is_scheduled_again_a_few_times(
         states.append(prefect.read_flow_run(deployed.id).state_name)
     assert states == ["AwaitingRetry"] * (MAX_STARTS - 1) + ["Crashed"]
     assert prefect.read_flow_run(by_hand.id).state_name == "Crashed", "no worker would run it"
+
+
+def test_retry_on_prefects_pages_is_known_by_its_words() -> None:
+    pages = (Path(server.__file__).parent / "ui").rglob("*.js")
+    assert any(f"`AwaitingRetry`,message:`{BY_A_USER}`" in page.read_text() for page in pages)
 
 
 @pytest.mark.parametrize(
