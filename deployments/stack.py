@@ -170,7 +170,7 @@ def write_activation(path: Path, shared: Mapping[str, str]) -> None:
     activate = Path(sys.prefix) / "bin" / "activate"
     lines = [
         f". {shlex.quote(str(activate))}",
-        "unset AWS_PROFILE AWS_SESSION_TOKEN PREFECT_PROFILE",
+        "unset AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN PREFECT_PROFILE",
         *(f"export {name}={shlex.quote(value)}" for name, value in shared.items()),
     ]
     path.touch(mode=0o600)

@@ -15,7 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deployments.stack import PORTS, StackError, check_ports, read_keys, read_ports
+from deployments.stack import (
+    PORTS,
+    StackError,
+    check_ports,
+    read_keys,
+    read_ports,
+    write_activation,
+)
 from tasks.sweeper import MARK, find_processes, sweep
 from tests.deployments.local_stack import LocalStack, wait_for
 
@@ -68,6 +75,19 @@ def test_keys_that_cannot_be_read_are_named_with_a_way_out(tmp_path: Path) -> No
     path.with_suffix(".new").write_text("of a start that was killed")
     assert read_keys(path) == read_keys(path)
     assert [each.name for each in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_profiles_of_the_user_are_gone_once_the_environment_is_activated(tmp_path: Path) -> None:
+    write_activation(tmp_path / "activate", {"AWS_DEFAULT_REGION": "us-east-1"})
+    theirs = {"AWS_PROFILE": "theirs", "AWS_DEFAULT_PROFILE": "theirs"}
+    script = "import boto3; print(boto3.client('s3').meta.region_name)"
+    said = subprocess.check_output(
+        ["sh", "-c", f'. ./activate && "{sys.executable}" -c "{script}"'],
+        cwd=tmp_path,
+        env=os.environ | theirs,
+        text=True,
+    )
+    assert said == "us-east-1\n"
 
 
 def test_sweep_ends_processes_in_other_sessions_and_those_that_will_not_listen() -> None:
