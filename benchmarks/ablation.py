@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import Machine, launch, options, table
+from benchmarks.measuring import Machine, count, launch, options, table
 from gan.checkpoint import plain
 from gan.config import ConvConfig, TrainConfig
 from gan.data import Mnist, load_mnist
@@ -96,9 +96,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Train what is missing, write JSON lines and print a table."""
     parser = options("ablation")
-    parser.add_argument("--epochs", type=int, default=3, help="of each training (default: 3)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings a variant (default: 3)")
-    parser.add_argument("--num-samples", type=int, default=10_000, help="drawings to score")
+    parser.add_argument("--epochs", type=count, default=3, help="of each training (default: 3)")
+    parser.add_argument("--seeds", type=count, default=3, help="trainings a variant (default: 3)")
+    parser.add_argument("--num-samples", type=count, default=10_000, help="drawings to score")
     given = parser.parse_args()
     device = choose_device(given.device)
     data = load_mnist(given.data, device)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import Machine, launch, options, save, table
+from benchmarks.measuring import Machine, count, launch, options, save, table
 from gan.config import BOX
 from gan.data import load_mnist
 from gan.scan import cut_out, resampler
@@ -83,13 +83,12 @@ def number_of_dots(images: Tensor, *, sizes: Sequence[int] = SIZES) -> tuple[Ten
 def main(arguments: Sequence[str] | None = None) -> None:
     """Count the dots of the first training images, print what came out, and write it as JSON."""
     parser = options("dots")
-    parser.add_argument("--num-images", type=int, default=6000)
+    parser.add_argument("--num-images", type=count, default=6000)
     given = parser.parse_args(arguments)
     images = load_mnist(given.data).train.images[: given.num_images]
     dots, nats = number_of_dots(images)
     known = dots[nats > SURE].double()
     quantiles = known.quantile(torch.tensor([0.01, 0.16, 0.5, 0.84, 0.99]).double()).tolist()
-    save(given.out, "dots", {"dots": dots.tolist(), "nats": nats.tolist()})
     rows = [
         ["images", f"{len(dots)}"],
         [f"known by more than {SURE:g} nats", f"{len(known) / len(dots):.1%}"],
@@ -98,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ["1%, 16%, 50%, 84%, 99%", ", ".join(f"{value:.0f}" for value in quantiles)],
     ]
     print(f"{Machine.here()}\n\n{table(['dots along the box', ''], rows)}")
+    save(given.out, "dots", {"dots": dots.tolist(), "nats": nats.tolist()})
 
 
 if __name__ == "__main__":

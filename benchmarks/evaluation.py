@@ -14,7 +14,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.measuring import Machine, Measured, launch, options, save, table, wait_for_device
+from benchmarks.measuring import (
+    Machine,
+    Measured,
+    count,
+    launch,
+    options,
+    save,
+    table,
+    wait_for_device,
+)
 from gan.data import load_mnist
 from gan.evaluation.judge import judge_images, load_judge
 from gan.evaluation.metrics import frechet_distance, kernel_distance, support
@@ -82,13 +91,13 @@ def _seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     """Measure, write JSON and print a table."""
     parser = options("evaluation")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=count, default=2)
     given = parser.parse_args()
     found = measure(given.data, choose_device(given.device), given.rounds)
-    save(given.out, "evaluation", {"seconds": found})
     rows = [[name, measured.spread(".2f")] for name, measured in found.items()]
     headings = ["judging 10,000 drawings", "seconds, median (lowest to highest)"]
     print(f"{Machine.here()}\n\n{table(headings, rows)}")
+    save(given.out, "evaluation", {"seconds": found})
 
 
 if __name__ == "__main__":

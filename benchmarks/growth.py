@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from benchmarks.measuring import Machine, Measured, interleave, launch, options, save, table
+from benchmarks.measuring import Machine, Measured, count, interleave, launch, options, save, table
 from gan.data import Split, load_mnist
 from gan.recipes import vanilla
 from gan.training import TrainState, choose_device, train
@@ -155,7 +155,7 @@ def _axes(path: Path, x_label: str, y_label: str) -> Iterator[Any]:
 def main() -> None:
     """Measure; write JSON and plots, and print a table."""
     parser = options("growth")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=count, default=2)
     parser.add_argument("--seconds", type=float, default=1.5, help="a batch's share of a round")
     parser.add_argument("--member", type=int, metavar="BATCH", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -170,8 +170,8 @@ def main() -> None:
         ),
         "images_per_s_at_processes": against_processes(given.data, rounds=given.rounds),
     }
-    save(given.out, "growth", found)
     print(f"{Machine.here()}\n\n{describe(found)}")
+    save(given.out, "growth", found)
     if find_spec("matplotlib"):
         plot(found, given.out)
 

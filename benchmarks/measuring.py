@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -122,18 +123,29 @@ def options(module: str) -> argparse.ArgumentParser:
     return parser
 
 
+def count(text: str) -> int:
+    """An option that counts something: 1 or more."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
 def launch(main: Callable[[], None]) -> None:
     """Run a benchmark; what the user can mend ends it with one sentence."""
+    # As Ctrl-C does, SIGTERM ends what was started as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     try:
         main()
-    except UserError as error:
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 def wait_for_device() -> None:
     """Let a GPU finish what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -76,8 +76,8 @@ def main() -> None:
     with ProcessPoolExecutor(1, mp_context=fresh, max_tasks_per_child=1) as pool:
         measured = partial(measure, folder=given.data, device=place)
         found = dict(zip(RECIPES, pool.map(measured, RECIPES), strict=True))
-    save(given.out, "memory", {"bytes": found})
     print(f"{Machine.here()}\n\n{describe(found)}")
+    save(given.out, "memory", {"bytes": found})
 
 
 if __name__ == "__main__":

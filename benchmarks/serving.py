@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 
+from benchmarks.measuring import launch
 from tasks.tracking import MODEL_NAME, git_commit
 
 ROUNDS = 5
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,6 +22,7 @@ from benchmarks import textbook, variants
 from benchmarks.measuring import (
     Machine,
     Measured,
+    count,
     interleave,
     launch,
     options,
@@ -213,7 +214,7 @@ def plot(content: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measure; write JSON and a plot, and print the table."""
     parser = options("speed")
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--rounds", type=count, default=11)
     parser.add_argument("--seconds", type=float, default=1.0, help="a loop's share of a round")
     parser.add_argument("--compiled", action="store_true", help="try torch.compile, too")
     given = parser.parse_args()
@@ -225,9 +226,9 @@ def main() -> None:
         compiled=given.compiled,
     )
     content = measure(setting)
-    save(given.out, "speed", content)
     print(f"{Machine.here()}; {given.seconds:g} s a round, rounds: {given.rounds}\n")
     print(describe(content))
+    save(given.out, "speed", content)
     if find_spec("matplotlib"):
         plot(content, given.out / "performance-speed.png")
 

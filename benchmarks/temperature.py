@@ -11,7 +11,7 @@ from statistics import fmean
 
 import torch
 
-from benchmarks.measuring import Machine, launch, options, save, table
+from benchmarks.measuring import Machine, count, launch, options, save, table
 from gan.bundle import bundle_digest, load_bundle
 from gan.data import Mnist, load_mnist
 from gan.evaluation.scores import Scores, draws_like, evaluate
@@ -66,8 +66,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure, write JSON and print a table."""
     parser = options("temperature")
     parser.add_argument("--bundle", type=Path, default=Path("mnist-gan-generator"))
-    parser.add_argument("--num-draws", type=int, default=2, help="draws a temperature (default: 2)")
-    parser.add_argument("--num-samples", type=int, default=10_000, help="drawings a draw")
+    parser.add_argument(
+        "--num-draws", type=count, default=2, help="draws a temperature (default: 2)"
+    )
+    parser.add_argument("--num-samples", type=count, default=10_000, help="drawings a draw")
     given = parser.parse_args(words)
     device = choose_device(given.device)
     generator = load_bundle(given.bundle, device)
@@ -82,8 +84,8 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     digest = bundle_digest(given.bundle)
     scores = {f"{temperature:g}": draws for temperature, draws in found.items()}
-    save(given.out, "temperature", {"bundle": digest, "scores": scores})
     print(f"{Machine.here()}\nbundle sha256 {digest}\n\n{describe(found)}")
+    save(given.out, "temperature", {"bundle": digest, "scores": scores})
 
 
 if __name__ == "__main__":

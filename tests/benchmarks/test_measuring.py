@@ -1,23 +1,40 @@
 """The stopwatch, the table and the files that the benchmarks write."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import count
+from itertools import count as count_up
 from pathlib import Path
+from types import ModuleType
 
+import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.measuring import Machine, Measured, interleave, save, table
+from benchmarks import pipeline, textbook
+from benchmarks.measuring import (
+    Machine,
+    Measured,
+    count,
+    interleave,
+    launch,
+    options,
+    save,
+    table,
+    wait_for_device,
+)
 
 
 def test_contestants_take_turns_and_the_first_round_does_not_count() -> None:
     turns: list[str] = []
 
     def contestant(name: str, amount: int) -> Iterator[int]:
-        for times in count(1):
+        for times in count_up(1):
             turns.append(name)
             yield amount * times
 
@@ -61,3 +78,71 @@ def test_the_machine_is_described_in_a_line() -> None:
     for part in (here.processor, here.torch, here.commit, f"{here.threads} threads"):
         assert part in str(here)
     assert here.commit == pytest.approx(Machine.here().commit)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many"])
+def test_less_than_one_round_is_refused(text: str) -> None:
+    parser = options("speed")
+    parser.add_argument("--rounds", type=count)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--rounds", text])
+    assert stopped.value.code == 2
+    assert parser.parse_args(["--rounds", "1"]).rounds == 1
+
+
+@pytest.mark.parametrize("module", [pipeline, textbook], ids=lambda module: module.__name__)
+def test_what_cannot_be_done_is_refused_before_anything_is_measured(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped option of one that hands options on, and a folder that is no bundle's."""
+    asked = ["--out", str(tmp_path)] if module is textbook else ["--turns", "3"]
+    monkeypatch.setattr(sys, "argv", ["benchmark", *asked])
+    monkeypatch.chdir(tmp_path)  # without any data
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 2
+
+
+def test_what_the_disk_refuses_and_ctrl_c_end_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # that of the tests stays
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match=r"^error: .*File exists.*file"):
+        launch(lambda: save(tmp_path / "file", "speed", {}))
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit, match=r"^interrupted$"):
+        launch(interrupted)
+
+
+def test_sigterm_ends_what_was_started_as_well(pytestconfig: pytest.Config) -> None:
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    script = (
+        "import subprocess, sys; from benchmarks.measuring import launch\n"
+        f"launch(lambda: subprocess.run([sys.executable, '-c', {child!r}]))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=pytestconfig.rootpath,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as benchmark:
+        assert benchmark.stdout
+        started = int(benchmark.stdout.readline())
+        benchmark.terminate()
+        assert benchmark.wait(30) == 1
+        assert not psutil.pid_exists(started)
+        assert benchmark.stderr
+        assert benchmark.stderr.read() == "ended by SIGTERM\n"
+
+
+def test_every_kind_of_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[bool] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: waits.append(True))
+    wait_for_device()
+    assert waits == [True]

@@ -19,10 +19,13 @@ def test_a_run_is_accounted_for_to_the_second(
 ) -> None:
     tiny = "--recipe vanilla --epochs 1 --batch-size 1000 --num-samples 100"
     monkeypatch.setattr(pipeline, "OPTIONS", tiny.split())
+    monkeypatch.setenv("MNIST_GAN_RUNS_DIR", str(tmp_path / "theirs"))
+    monkeypatch.setenv("MNIST_GAN_PUBLISH_TO", "s3://theirs/models")
     run = pipeline.run_timed(tmp_path, mnist_dir)
     stages = run["stages"]
     for name in ("imports", "the server's start", "train", "evaluate", "register", "report"):
         assert stages[name] > 0
+    assert not (tmp_path / "theirs").exists()
     assert 0 < run["steps"] < stages["train"]
     assert 0 < run["callbacks"] < stages["train"]
     assert pipeline.own_cost(run) > 0
