@@ -103,10 +103,11 @@ def _explain_prefects_server(error: BaseException) -> str:
 
     from tasks.services import without_password
 
-    address = without_password(PREFECT_API_URL.value() or "its temporary server")
+    url = without_password(PREFECT_API_URL.value() or "")
     said = without_password(str(error)).strip() or type(error).__name__
-    hint = "" if address.endswith("/api") else "; is that the address of its API, with /api?"
-    return f"Prefect at {address}: {said.splitlines()[0]}{hint}"
+    odd = url and not url.endswith("/api")
+    hint = "; is that the address of its API, with /api?" if odd else ""
+    return f"Prefect at {url or 'its temporary server'}: {said.splitlines()[0]}{hint}"
 
 
 def _explain_setting(error: ModuleNotFoundError | ValueError, tracking_uri: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from botocore.exceptions import NoCredentialsError
+from httpx import ConnectError
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -350,6 +351,11 @@ def test_what_mlflow_refuses_names_its_store_and_no_password(
     assert sentence.startswith("MLflow at http://store/:")
     assert "secret" not in sentence
     assert "\n" not in sentence
+
+
+def test_temporary_server_that_goes_away_is_not_said_to_have_an_odd_address() -> None:
+    with temporary_settings({PREFECT_API_URL: None}):
+        assert explain(ConnectError("refused")) == "Prefect at its temporary server: refused"
 
 
 def test_what_a_store_of_mlflows_files_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
