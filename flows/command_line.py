@@ -9,11 +9,13 @@ import inspect
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -79,17 +81,20 @@ def run(flow: Flow[..., Any]) -> None:
 
 
 def _start_temporary_server() -> None:
-    """Start Prefect's temporary server so that Ctrl-C leaves it alone.
+    """Start Prefect's temporary server in a process group of its own.
 
-    A terminal sends that to every process of a command, and the flow has yet to tell the server how
-    it ended.
+    A terminal sends Ctrl-C to the whole group of a command, and `timeout` SIGTERM, but the flow has
+    yet to tell the server how it ended.
     """
-    # What is blocked in a thread is blocked in the processes that it starts.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    from prefect.server.api import server  # noqa: PLC0415  # of no use beside a lasting one
+
+    # Prefect starts it without a way to say so.
+    apart = functools.partial(subprocess.Popen, process_group=0)
+    setattr(server, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": apart}))  # noqa: B010
     try:
         get_client(sync_client=True)
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        setattr(server, "subprocess", subprocess)  # noqa: B010
 
 
 def _heeding_cancellation(body: Callable[..., T]) -> Callable[..., T]:

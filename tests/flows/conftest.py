@@ -53,10 +53,16 @@ def end_in_the_middle(
     signum: signal.Signals,
     begun: Callable[[], object],
 ) -> str:
-    """Start a flow in a folder and send it a signal once it has begun; gives what it said."""
+    """Start a flow in a folder and send its whole group a signal once it has begun, as a terminal
+    sends Ctrl-C and `timeout` SIGTERM; gives what it said."""
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=folder, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             deadline = time.monotonic() + 120
@@ -64,8 +70,8 @@ def end_in_the_middle(
                 assert time.monotonic() < deadline, (folder / "log").read_text()
                 time.sleep(0.2)
             time.sleep(1)
-            process.send_signal(signum)
-            assert process.wait(120) != 0
+            os.killpg(process.pid, signum)
+            assert process.wait(60) != 0
         finally:
             process.kill()
             process.wait()
