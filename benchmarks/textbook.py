@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.measuring import launch
-from gan.bundle import MANIFEST, save_bundle
+from gan.bundle import holds_bundle, save_bundle
 from gan.config import MlpConfig, TrainConfig
 from gan.data import Split, load_mnist
 from gan.losses import discriminator_loss, generator_loss, squared_gradients
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/mnist/raw"), help="raw MNIST")
     parser.add_argument("--out", type=Path, required=True, help="the folder of its bundle")
     given = parser.parse_args()
-    if given.out.exists() and not (given.out / MANIFEST).is_file():
+    if given.out.exists() and not (given.out.is_dir() and holds_bundle(given.out)):
         parser.error(f"{given.out} is there already, and is no bundle")
     config = configure(given.recipe, epochs=given.epochs, seed=given.seed)
     device = choose_device(given.device)
