@@ -20,6 +20,9 @@ python_version := $(shell { $(PY) -V || $(PYTHON) -V; } 2>/dev/null | cut -d. -f
 PACKAGES := .venv/.packages-$(lock_digest)-$(python_version)
 READY := .venv/.ready
 
+# A value as one word of the shell, whatever is in it.
+quoted = '$(subst ','\'',$(1))'
+
 .PHONY: help
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' Makefile
@@ -30,26 +33,26 @@ setup: $(READY) ## Make .venv from requirements.lock; the other targets do so by
 .PHONY: train
 train: $(READY) ## Train, judge and register: RECIPE EPOCHS BATCH_SIZE LEARNING_RATE SEED DEVICE DEVICES NUM_SAMPLES PROMOTE PUBLISH_TO RESUME
 	@$(PY) -m flows.train_gan \
-	    $(if $(RECIPE),--recipe '$(RECIPE)') \
-	    $(if $(EPOCHS),--epochs '$(EPOCHS)') \
-	    $(if $(BATCH_SIZE),--batch-size '$(BATCH_SIZE)') \
-	    $(if $(LEARNING_RATE),--learning-rate '$(LEARNING_RATE)') \
-	    $(if $(filter undefined,$(origin SEED)),,--seed '$(SEED)') \
-	    $(if $(DEVICE),--device '$(DEVICE)') \
-	    $(if $(DEVICES),--devices '$(DEVICES)') \
-	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
-	    $(if $(PROMOTE),--promote '$(PROMOTE)') \
-	    $(if $(PUBLISH_TO),--publish-to '$(PUBLISH_TO)') \
-	    $(if $(RESUME),--resume '$(RESUME)')
+	    $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) \
+	    $(if $(EPOCHS),--epochs $(call quoted,$(EPOCHS))) \
+	    $(if $(BATCH_SIZE),--batch-size $(call quoted,$(BATCH_SIZE))) \
+	    $(if $(LEARNING_RATE),--learning-rate $(call quoted,$(LEARNING_RATE))) \
+	    $(if $(filter undefined,$(origin SEED)),,--seed $(call quoted,$(SEED))) \
+	    $(if $(DEVICE),--device $(call quoted,$(DEVICE))) \
+	    $(if $(DEVICES),--devices $(call quoted,$(DEVICES))) \
+	    $(if $(NUM_SAMPLES),--num-samples $(call quoted,$(NUM_SAMPLES))) \
+	    $(if $(PROMOTE),--promote $(call quoted,$(PROMOTE))) \
+	    $(if $(PUBLISH_TO),--publish-to $(call quoted,$(PUBLISH_TO))) \
+	    $(if $(RESUME),--resume $(call quoted,$(RESUME)))
 
 .PHONY: evaluate
 evaluate: $(READY) ## Look closely at a registered version, the champion or VERSION, for minutes: NUM_SAMPLES NUM_DRAWS SEED DEVICE
 	@$(PY) -m flows.evaluate_generator \
-	    $(if $(VERSION),--version '$(VERSION)') \
-	    $(if $(NUM_SAMPLES),--num-samples '$(NUM_SAMPLES)') \
-	    $(if $(NUM_DRAWS),--num-draws '$(NUM_DRAWS)') \
-	    $(if $(SEED),--seed '$(SEED)') \
-	    $(if $(DEVICE),--device '$(DEVICE)')
+	    $(if $(VERSION),--version $(call quoted,$(VERSION))) \
+	    $(if $(NUM_SAMPLES),--num-samples $(call quoted,$(NUM_SAMPLES))) \
+	    $(if $(NUM_DRAWS),--num-draws $(call quoted,$(NUM_DRAWS))) \
+	    $(if $(SEED),--seed $(call quoted,$(SEED))) \
+	    $(if $(DEVICE),--device $(call quoted,$(DEVICE)))
 
 .PHONY: table
 table: $(READY) ## Make the README's first table again, in a registry of its own: hours, or less with EPOCHS and NUM_SAMPLES
@@ -63,12 +66,12 @@ table: $(READY) ## Make the README's first table again, in a registry of its own
 .PHONY: sweep
 sweep: $(READY) ## Search settings of recipe quick, or of RECIPE, on this machine: TRIALS EPOCHS SEED WORKERS RESUME
 	@$(PY) -m flows.sweep_gan --space sweep.yaml \
-	    --trials '$(or $(TRIALS),8)' \
-	    --epochs '$(or $(EPOCHS),2)' \
-	    $(if $(RECIPE),--recipe '$(RECIPE)') \
-	    $(if $(SEED),--seed '$(SEED)') \
-	    $(if $(WORKERS),--workers '$(WORKERS)') \
-	    $(if $(RESUME),--resume '$(RESUME)')
+	    --trials $(call quoted,$(or $(TRIALS),8)) \
+	    --epochs $(call quoted,$(or $(EPOCHS),2)) \
+	    $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) \
+	    $(if $(SEED),--seed $(call quoted,$(SEED))) \
+	    $(if $(WORKERS),--workers $(call quoted,$(WORKERS))) \
+	    $(if $(RESUME),--resume $(call quoted,$(RESUME)))
 
 .PHONY: ui
 ui: $(READY) ## Open MLflow's UI on the local store, at http://127.0.0.1:5000 or the port in MLFLOW_PORT
@@ -97,7 +100,7 @@ ablation: $(READY) ## Train recipe quick with one thing changed at a time, SEEDS
 
 .PHONY: temperature
 temperature: $(READY) ## Judge what sampling temperatures do to the generator in BUNDLE, as gan pull leaves it
-	$(PY) -m benchmarks.temperature $(if $(BUNDLE),--bundle '$(BUNDLE)')
+	$(PY) -m benchmarks.temperature $(if $(BUNDLE),--bundle $(call quoted,$(BUNDLE)))
 
 .PHONY: screenshots
 screenshots: $(READY) ## Take the README's pictures of the pages again: about ten minutes

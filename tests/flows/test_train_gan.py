@@ -79,6 +79,7 @@ def test_make_hands_over_every_parameter_but_the_delay(pytestconfig: pytest.Conf
     assert options() == []
     assert options(seed="") == ["--seed", ""]  # a fresh one, as in Prefect's form
     assert options(resume="0") == ["--resume", "0"]
+    assert options(recipe="it's, (so) #1") == ["--recipe", "it's, (so) #1"]
     assert flow.validate_parameters({"resume": "0"})["resume"] is False
 
 
