@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -31,6 +34,8 @@ from tasks.tracking import MODEL_NAME
 
 MAX_MOVES = 10
 """How often a bundle is moved to a folder that other processes write at the same time."""
+LONGEST_PULL_S = 3600
+"""How long a pull may take to write a bundle that it has fetched."""
 
 
 class VersionError(UserError):
@@ -254,6 +259,7 @@ def place(files: Mapping[str, bytes], folder: Path) -> None:
     digest = hashlib.sha256(files[MANIFEST]).hexdigest()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_parts(target)
         with tempfile.TemporaryDirectory(
             dir=target.parent, prefix=f".{target.name}-", ignore_cleanup_errors=True
         ) as scratch:
@@ -267,6 +273,15 @@ def place(files: Mapping[str, bytes], folder: Path) -> None:
         raise VersionError(f"this version cannot be used here: {error}") from None
     except OSError as error:
         raise PullError(f"cannot write {folder}: {error.strerror}") from None
+
+
+def _clear_parts(target: Path) -> None:
+    """Remove what killed pulls left beside a folder; living ones are done within seconds."""
+    long_ago = time.time() - LONGEST_PULL_S
+    for part in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        with suppress(FileNotFoundError):  # another may remove it as well
+            if part.stat().st_mtime < long_ago:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _move(whole: Path, target: Path, digest: str) -> None:

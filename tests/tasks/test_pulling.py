@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -96,6 +97,17 @@ def test_version_is_the_same_from_registry_and_store(
     assert theirs.origin.startswith(f"{published}/{MODEL_NAME}/1-")
     assert (ours.version, ours.digest) == (theirs.version, theirs.digest)
     assert verify_bundle(ours.folder) == ours.digest == registry.digests[0]
+
+
+def test_what_a_killed_pull_left_goes_with_a_later_one(registry: Registry, tmp_path: Path) -> None:
+    killed, living, others = (tmp_path / name for name in (".[1]-killed", ".[1]-living", ".1-x"))
+    for part in (killed, living, others):
+        (part / "whole").mkdir(parents=True)
+    for part in (killed, others):
+        os.utime(part, (0, 0))
+    pull(1, tmp_path / "[1]")
+    assert {path.name for path in tmp_path.iterdir()} >= {"[1]", living.name, others.name}
+    assert not killed.exists()
 
 
 def test_bundle_that_is_there_already_is_left_as_it_is(registry: Registry, tmp_path: Path) -> None:
