@@ -152,7 +152,7 @@ def _require_types(config: object) -> None:
         value = getattr(config, name)
         if kind is int:
             _require(type(value) is int, f"{name} must be a whole number", value)
-            _require(abs(value) < 10**18, f"{name} must have at most 18 digits", value)
+            _require(abs(value) < 10**18, f"{name} must be of at most 18 digits", value)
         elif kind is float:
             finite = type(value) in (int, float) and abs(value) <= sys.float_info.max
             _require(finite, f"{name} must be a finite number", value)

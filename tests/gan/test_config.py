@@ -45,7 +45,7 @@ def refusal_of(config: Any, field: str, value: Any) -> str | None:
     ("field", "value", "sentence"),
     [
         ("epochs", 0, "epochs must be at least 1, not 0"),
-        ("epochs", 10**18, "epochs must have at most 18 digits, not 1000000000000000000"),
+        ("epochs", 10**18, "epochs must be of at most 18 digits, not 1000000000000000000"),
         ("batch_size", 1, "batch_size must be at least 2, not 1"),
         ("batch_size", 64.0, "batch_size must be a whole number, not 64.0"),
         ("batch_size", "64", "batch_size must be a whole number, not '64'"),

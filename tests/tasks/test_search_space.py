@@ -59,7 +59,7 @@ def refusal(tmp_path: Path, text: str) -> str:
         ("beta1: {low: 0, high: 0.9, log: true}", "the range of beta1 cannot be searched"),
         ("beta1: {low: 0, high: 0.9, step: -1}", "the range of beta1 cannot be searched"),
         ("batch_size: {low: 16, high: 64, step: 0}", "the range of batch_size cannot be searched"),
-        (f"penalty_interval: {{low: 1, high: {10**400}}}", "must have at most 18 digits, not 1000"),
+        (f"penalty_interval: {{low: 1, high: {10**400}}}", "of at most 18 digits, not 1000"),
         (f"width: [0x{'f' * 5000}]", "not a number of thousands of digits"),
         (f"learning_rate: [0x{'f' * 5000}]", "not a number of thousands of digits"),
         (f"? {'x' * 50_000}\n: [1]", "xxx...xxx"),
