@@ -102,6 +102,7 @@ def summary(
         f"  {name:<28}{drawn:>9.4f}{real:>9}  {meaning}"
         for name, drawn, real, meaning in score_rows(scores)
     )
+    since = f" since step {trained.taken_up_at:,}" if trained.taken_up_at else ""
     return f"""
 {title}
 
@@ -110,7 +111,7 @@ def summary(
 
   {"promoted" if decision.promoted else "not promoted"}: {decision.reason}
 
-  trained    in {trained.seconds:,.0f} s, {trained.images_per_s:,.0f} images/s since its last start
+  trained    in {trained.seconds:,.0f} s, {trained.images_per_s:,.0f} images/s{since}
   timeline   {folder / "report.html"}
   pictures   {folder}: samples.png, progress.gif, losses.png, samples/
   bundle     {trained.bundle}

@@ -56,6 +56,8 @@ class TrainedGenerator:
     """Wall time of the training since it was last taken up, pictures and tracking included."""
     images_per_s: float
     """Real images a second in that time."""
+    taken_up_at: int = 0
+    """The step that time began at, from a checkpoint; 0 if all was trained in one go."""
 
 
 @task(name="train", cache_policy=NO_CACHE)
@@ -152,6 +154,7 @@ def train_generator(
         digest=digest,
         seconds=seconds,
         images_per_s=(state.step - began) * config.batch_size / seconds,
+        taken_up_at=began,
     )
 
 

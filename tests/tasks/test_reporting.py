@@ -46,13 +46,16 @@ def test_summary_says_what_came_out_and_what_to_type_next(tmp_path: Path) -> Non
         "quick, 5 epochs",
         "frechet_distance",
         "10,000 images, mnist-judge-1",
-        "in 62 s, 2,000 images/s since its last start",
+        "in 62 s, 2,000 images/s\n",
         f"run abc in {mlflow.get_tracking_uri()}",
         "not promoted: it is no better",
         "make ui",
         "models:/mnist-gan-generator@challenger",
     ):
         assert words in text
+    again = replace(trained, taken_up_at=3000)
+    text = summary("quick, 5 epochs", again, load_floors(), VERSION, DECISION, "abc", tmp_path)
+    assert "in 62 s, 2,000 images/s since step 3,000\n" in text
 
 
 def test_page_holds_the_sheet_the_champion_and_the_links(tmp_path: Path) -> None:
