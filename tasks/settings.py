@@ -13,6 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gan.errors import UserError
 from tasks.storage import S3Address
 
+Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+"""A folder of this machine. A `~` is the user's home: no shell looks at what is in a file."""
+
 
 class SettingsError(UserError):
     """A setting in the environment has a value that is not allowed."""
@@ -42,10 +45,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MNIST_GAN_", env_ignore_empty=True, frozen=True)
 
-    data_dir: Path = Path("data/mnist")
+    data_dir: Folder = Path("data/mnist")
     """Where MNIST is kept; its four files lie in the folder ``raw`` below."""
 
-    runs_dir: Path = Path("runs")
+    runs_dir: Folder = Path("runs")
     """Where each run gets a folder of its own."""
 
     publish_to: S3Address | None = None

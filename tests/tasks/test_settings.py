@@ -27,6 +27,14 @@ def test_the_environment_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -
     assert load_settings().data_dir == Path("data/mnist")
 
 
+def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MNIST_GAN_DATA_DIR", "~/data")
+    monkeypatch.setenv("MNIST_GAN_RUNS_DIR", "~")
+    settings = load_settings()
+    assert (settings.data_dir, settings.runs_dir) == (tmp_path / "data", tmp_path)
+
+
 def test_mirrors_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "MNIST_GAN_DATA_MIRRORS", "https://a.example/m, s3://bucket/some/prefix ,local/folder,/b"
