@@ -303,13 +303,13 @@ def _refuse_to_replace(folder: Path) -> None:
     The folder that this process is in is refused, too: its user would be left in a deleted one.
     """
     try:
-        mine = any(folder.iterdir()) and not holds_bundle(folder)
+        theirs = any(folder.iterdir()) and not holds_bundle(folder)
         here = folder.samefile(".")
     except FileNotFoundError:
         return
     except OSError as error:
         raise PullError(f"{folder} is no folder to pull to: {error.strerror}") from None
-    if mine:
+    if theirs:
         raise PullError(
             f"{folder} holds something that is not a bundle; move it, or pull to another folder"
         )
